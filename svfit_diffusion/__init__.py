@@ -1,0 +1,41 @@
+"""SVFit for 🤗 diffusers: teach a diffusion model a subject through its singular values.
+
+Importing this package gives every diffusers pipeline `load_svfit_weights` and its kin.
+"""
+
+from svfit_diffusion.attention import SVFitAttnProcessor
+from svfit_diffusion.config import SVFitConfig
+from svfit_diffusion.errors import (
+    AdapterNameError,
+    BaseMismatchError,
+    BasisError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    StateError,
+    SVFitError,
+    TargetError,
+)
+from svfit_diffusion.injection import eject, inject, sigma_parameters
+from svfit_diffusion.loaders import add_pipeline_methods
+from svfit_diffusion.version import __version__
+
+__all__ = [
+    "AdapterNameError",
+    "BaseMismatchError",
+    "BasisError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "SVFitAttnProcessor",
+    "SVFitConfig",
+    "SVFitError",
+    "StateError",
+    "TargetError",
+    "__version__",
+    "eject",
+    "inject",
+    "sigma_parameters",
+]
+
+add_pipeline_methods()

@@ -1,0 +1,252 @@
+"""Adapter files: write, read and validate.
+
+An adapter is one safetensors file: a vector `<component>.<module path>.delta` `(r,)` float32 per
+shifted layer, and metadata in the header. Paths in text encoders are written as
+`text_model.encoder.layers.0…`, as every published LoRA does, and accepted with or without
+`text_model.`. Files of other kinds (pickles above all) are refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata as importlib_metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from svfit_diffusion.errors import CheckpointError
+from svfit_diffusion.files import write_safetensors
+
+WEIGHTS_NAME = "pytorch_svfit_weights.safetensors"
+COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
+"""Pipeline components that adapters may shift."""
+
+_FORMAT = "svfit"
+_FORMAT_VERSION = "1"
+_SUFFIX = ".delta"
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+
+
+@dataclass(frozen=True)
+class AdapterMetadata:
+    """What an adapter file says of itself; every field may be unknown.
+
+    Attributes:
+        base_model: id or path of the base model, `""` if unknown.
+        base_revision: its revision.
+        fingerprints: SHA-256 of the base's shifted weights, per component.
+        rank: the rank asked for, per component, as a user would write it.
+        target: the targets asked for, per component, separated by spaces.
+        instance_prompt: prompt the subject was trained with.
+        class_prompt: prompt of its class.
+        training: training settings.
+        versions: versions of the packages that wrote the file.
+    """
+
+    base_model: str = ""
+    base_revision: str = ""
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    rank: dict[str, str] = field(default_factory=dict)
+    target: dict[str, str] = field(default_factory=dict)
+    instance_prompt: str = ""
+    class_prompt: str = ""
+    training: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_header(self) -> dict[str, str]:
+        """As safetensors metadata: strings as they are, the rest as JSON."""
+        header = {"format": _FORMAT, "format_version": _FORMAT_VERSION}
+        for name, value in vars(self).items():
+            header[name] = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+        return header
+
+    @classmethod
+    def from_header(cls, header: Mapping[str, str]) -> AdapterMetadata:
+        """Read back what `to_header` wrote; missing entries stay unknown.
+
+        Raises:
+            CheckpointError: an entry is not what this version writes.
+        """
+        values: dict[str, Any] = {}
+        for name, default in vars(cls()).items():
+            if name in header:
+                values[name] = header[name]
+                if isinstance(default, dict):
+                    values[name] = _parse_object(name, header[name])
+        return cls(**values)
+
+
+def _parse_object(name: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"adapter metadata {name!r} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"adapter metadata {name!r} should be a JSON object, got {text!r}")
+    return value
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A trained adapter, as a file holds it.
+
+    Attributes:
+        deltas: shift `(r,)` float32 by module path, per component.
+        metadata: where it comes from.
+    """
+
+    deltas: dict[str, dict[str, Tensor]]
+    metadata: AdapterMetadata
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of values trained."""
+        return sum(delta.numel() for paths in self.deltas.values() for delta in paths.values())
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide what an adapter computes."""
+    return {
+        name: importlib_metadata.version(name)
+        for name in ("svfit-diffusion", "torch", "diffusers", "transformers")
+    }
+
+
+def state_dict(adapter: Adapter) -> dict[str, Tensor]:
+    """The tensors of an adapter under the names that a file gives them."""
+    return {
+        f"{component}.{_published_path(component, path)}{_SUFFIX}": delta
+        for component, deltas in adapter.deltas.items()
+        for path, delta in deltas.items()
+    }
+
+
+def _published_path(component: str, path: str) -> str:
+    # transformers 5 dropped the `text_model.` level of CLIPTextModel.
+    if component.startswith("text_encoder") and path.startswith("encoder.layers."):
+        return f"text_model.{path}"
+    return path
+
+
+def write_adapter(path: Path, adapter: Adapter) -> None:
+    """Write an adapter file, whole or not at all.
+
+    Raises:
+        OSError: the file could not be written; one that was there is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_safetensors(path, state_dict(adapter), adapter.metadata.to_header())
+
+
+def read_adapter(path: Path) -> Adapter:
+    """Read and validate an adapter file.
+
+    Raises:
+        CheckpointError: it is missing, truncated, a pickle, a LoRA, of a newer format, or holds
+            keys or values that no adapter has.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no adapter file at {path}")
+    if path.suffix in _PICKLES:
+        raise CheckpointError(
+            f"{path} looks like a pickle, which can run code when loaded; "
+            f"SVFit adapters are .safetensors files"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a readable safetensors file (damaged, truncated or another format): "
+            f"{error}"
+        ) from error
+    try:
+        return parse_adapter(tensors, header)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def parse_adapter(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> Adapter:
+    """Make an adapter of named tensors, checking every name, shape and value.
+
+    Args:
+        tensors: `<component>.<module path>.delta` vectors.
+        header: file metadata, empty for a bare state dict.
+
+    Raises:
+        CheckpointError: as `read_adapter`.
+    """
+    if any("lora" in name for name in tensors):
+        raise CheckpointError(
+            "this is a LoRA, not an SVFit adapter; load it with pipe.load_lora_weights(...)"
+        )
+    version = header.get("format_version", _FORMAT_VERSION)
+    if header.get("format", _FORMAT) == _FORMAT and version != _FORMAT_VERSION:
+        raise CheckpointError(
+            f"adapter format version {version} is not known to this svfit-diffusion, which reads "
+            f"version {_FORMAT_VERSION}; upgrade the package"
+        )
+    if not tensors:
+        raise CheckpointError("holds no tensors, expected one `.delta` vector per layer")
+    deltas: dict[str, dict[str, Tensor]] = {}
+    problems = []
+    for name, tensor in tensors.items():
+        component, _, rest = name.partition(".")
+        path = rest.removesuffix(_SUFFIX)
+        if component not in COMPONENTS or not rest.endswith(_SUFFIX) or not path:
+            problems.append(f"unknown key {name!r}")
+        elif tensor.dim() != 1 or not tensor.numel() or not tensor.is_floating_point():
+            problems.append(
+                f"{name!r} is {tuple(tensor.shape)} {tensor.dtype}, expected a float vector (r,)"
+            )
+        elif not torch.isfinite(tensor).all():
+            problems.append(f"{name!r} holds NaN or infinite values")
+        else:
+            deltas.setdefault(component, {})[path] = tensor.float()
+    if problems:
+        raise CheckpointError(_list("not an SVFit adapter", problems))
+    return Adapter(deltas, AdapterMetadata.from_header(header))
+
+
+def _list(title: str, problems: list[str], limit: int = 8) -> str:
+    shown = problems[:limit]
+    if len(problems) > limit:
+        shown.append(f"… and {len(problems) - limit} more")
+    return f"{title}:\n  " + "\n  ".join(shown)
+
+
+def match_layers(
+    deltas: Mapping[str, Tensor], full_ranks: Mapping[str, int], component: str
+) -> dict[str, Tensor]:
+    """Give an adapter's shifts the module paths of a model.
+
+    Args:
+        deltas: shifts by path, with or without `text_model.`.
+        full_ranks: number of singular values of each layer of the model, by path.
+        component: its name, for messages.
+
+    Raises:
+        CheckpointError: a layer does not exist, or has fewer singular values than the shift.
+    """
+    matched: dict[str, Tensor] = {}
+    problems = []
+    for path, delta in deltas.items():
+        spellings = (path, path.removeprefix("text_model."), f"text_model.{path}")
+        own = next((spelling for spelling in spellings if spelling in full_ranks), None)
+        if own is None:
+            problems.append(f"{component} has no Linear or Conv layer {path!r}")
+        elif delta.numel() > full_ranks[own]:
+            problems.append(
+                f"{component}.{path}: {delta.numel()} values, the layer has {full_ranks[own]}"
+            )
+        else:
+            matched[own] = delta
+    if problems:
+        raise CheckpointError(_list("the adapter does not fit this base model", problems))
+    return matched

@@ -1,0 +1,134 @@
+"""One adapter over the several models of a pipeline: put it on all of them, or on none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from svfit_diffusion import spectral
+from svfit_diffusion.basis import BaseWeights, load_bases, read_base
+from svfit_diffusion.checkpoint import COMPONENTS, Adapter, AdapterMetadata, match_layers
+from svfit_diffusion.errors import AdapterNameError, BaseMismatchError, CheckpointError
+from svfit_diffusion.injection import Injection, shiftable_layers
+
+Models = Mapping[str, nn.Module]
+"""Models by the name of their pipeline component, such as `{"unet": …, "text_encoder": …}`."""
+
+
+def models_of(pipe: Any) -> dict[str, nn.Module]:
+    """The models of a pipeline that adapters may shift, without `torch.compile` wrappers."""
+    models = {}
+    for component in COMPONENTS:
+        model = getattr(pipe, component, None)
+        if isinstance(model, nn.Module):
+            models[component] = getattr(model, "_orig_mod", model)
+    return models
+
+
+def injections(models: Models) -> dict[str, Injection]:
+    """The injections of those models that carry adapters."""
+    found = {component: Injection.find(model) for component, model in models.items()}
+    return {component: injection for component, injection in found.items() if injection}
+
+
+def adapter_names(models: Models) -> list[str]:
+    """Names of all adapters on the models, each once, in order."""
+    names = [name for i in injections(models).values() for name in i.adapter_names]
+    return list(dict.fromkeys(names))
+
+
+def check_names(models: Models, names: list[str]) -> None:
+    """Raise `AdapterNameError` if one of `names` is on none of the models."""
+    loaded = adapter_names(models)
+    unknown = [name for name in names if name not in loaded]
+    if unknown:
+        raise AdapterNameError(
+            f"unknown adapter {', '.join(map(repr, unknown))}; "
+            f"loaded: {', '.join(map(repr, loaded)) or 'none'}"
+        )
+
+
+def put_adapter(
+    models: Models,
+    adapter: Adapter,
+    adapter_name: str,
+    *,
+    ignore_base_mismatch: bool = False,
+    trainable: bool = False,
+    show_progress: bool = True,
+) -> None:
+    """Add a loaded adapter, inactive, to the models it shifts; all checks come first.
+
+    Raises:
+        CheckpointError: it shifts components or layers that are not there.
+        BaseMismatchError: it was trained on other weights.
+        AdapterNameError: the name is taken.
+        StateError: adapters are fused.
+    """
+    if adapter_name in adapter_names(models):
+        raise AdapterNameError(
+            f"adapter name {adapter_name!r} is taken; delete that adapter or use another name"
+        )
+    for injection in injections(models).values():
+        injection.refuse_while_fused("load an adapter")
+    missing = [component for component in adapter.deltas if component not in models]
+    if missing:
+        raise CheckpointError(
+            f"the adapter shifts {', '.join(missing)}, this pipeline has {', '.join(models)}"
+        )
+    matched = {}
+    for component, deltas in adapter.deltas.items():
+        full_ranks = {
+            path: min(spectral.as_matrix(layer.weight).shape)
+            for path, layer in shiftable_layers(models[component]).items()
+        }
+        matched[component] = match_layers(deltas, full_ranks, component)
+    bases = {component: read_base(models[component], paths) for component, paths in matched.items()}
+    if not ignore_base_mismatch:
+        _check_base(bases, adapter.metadata)
+    loaded = {
+        component: load_bases(base, show_progress=show_progress)
+        for component, base in bases.items()
+    }
+    for component, deltas in matched.items():
+        kept = {p: loaded[component][p].truncated(delta.numel()) for p, delta in deltas.items()}
+        injection = Injection.of(models[component])
+        injection.add_adapter(adapter_name, deltas, kept, trainable=trainable)
+        injection.metadata[adapter_name] = adapter.metadata
+
+
+def _check_base(bases: Mapping[str, BaseWeights], metadata: AdapterMetadata) -> None:
+    for component, base in bases.items():
+        expected = metadata.fingerprints.get(component)
+        if expected is not None and expected != base.fingerprint():
+            raise BaseMismatchError(
+                f"the adapter was trained on another base model: its {component} belongs to "
+                f"{metadata.base_model or 'an unnamed model'} (fingerprint {expected[:12]}…), this "
+                f"pipeline's is {base.fingerprint()[:12]}…; load that base, or pass "
+                f"ignore_base_mismatch=True if this one is a fine-tune of it"
+            )
+
+
+def collect_adapter(
+    models: Models, adapter_name: str, metadata: AdapterMetadata | None = None
+) -> Adapter:
+    """The current values of an adapter over all models, as a file would hold them.
+
+    Args:
+        metadata: what to say of it; by default what it was loaded with.
+
+    Raises:
+        AdapterNameError: there is no such adapter.
+    """
+    check_names(models, [adapter_name])
+    deltas = {}
+    for component, injection in injections(models).items():
+        if adapter_name in injection.adapter_names:
+            deltas[component] = {
+                path: parameter.detach().cpu()
+                for path, parameter in injection.sigma_parameters(adapter_name)
+            }
+            metadata = metadata or injection.metadata.get(adapter_name)
+    return Adapter(deltas, metadata or AdapterMetadata())

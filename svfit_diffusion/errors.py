@@ -1,0 +1,50 @@
+"""Everything a user of svfit-diffusion can get wrong, as exceptions.
+
+    SVFitError
+    ├── ConfigError          a setting is out of range or contradicts another
+    ├── TargetError          a target matches no projection, or one that cannot be shifted
+    ├── DataError            a folder, an image or a caption cannot be used
+    ├── BasisError           singular vectors cannot be computed from these weights
+    ├── CheckpointError      a file is not a usable adapter or training checkpoint
+    │   └── BaseMismatchError    the adapter was trained on another base model
+    ├── AdapterNameError     an adapter name is unknown or already taken
+    └── StateError           calls out of order (unfuse before fuse, ...)
+
+Each is also the built-in exception that a caller who does not know us would expect.
+"""
+
+
+class SVFitError(Exception):
+    """Base class of all errors raised on purpose by this package."""
+
+
+class ConfigError(SVFitError, ValueError):
+    """A setting is out of range or contradicts another."""
+
+
+class TargetError(SVFitError, ValueError):
+    """A target matches no projection, or one that cannot be shifted."""
+
+
+class DataError(SVFitError, ValueError):
+    """A folder, an image or a caption cannot be used."""
+
+
+class BasisError(SVFitError, ValueError):
+    """Singular vectors cannot be computed from these weights."""
+
+
+class CheckpointError(SVFitError, ValueError):
+    """A file is not a usable adapter or training checkpoint."""
+
+
+class BaseMismatchError(CheckpointError):
+    """The adapter was trained on another base model."""
+
+
+class AdapterNameError(SVFitError, ValueError):
+    """An adapter name is unknown or already taken."""
+
+
+class StateError(SVFitError, RuntimeError):
+    """A call came out of order, such as unfuse before fuse."""

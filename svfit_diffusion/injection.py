@@ -1,0 +1,423 @@
+"""Put adapters under a model and take them away again, exactly.
+
+Attention projections of diffusers models are shifted by an `SVFitAttnProcessor`; every other layer
+(text encoders, feed-forward, convolutions, and attention whose processor carries weights of its
+own, as IP-Adapter's does) by replacing the layer's `forward`. Neither adds a module or a parameter
+to the model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from svfit_diffusion import spectral
+from svfit_diffusion.attention import attention_projections, wrap_processor
+from svfit_diffusion.basis import load_bases, read_base
+from svfit_diffusion.checkpoint import AdapterMetadata
+from svfit_diffusion.config import SVFitConfig
+from svfit_diffusion.errors import AdapterNameError, ConfigError, StateError, TargetError
+from svfit_diffusion.layers import SHIFTABLE, Shiftable, ShiftedProjection
+from svfit_diffusion.spectral import Basis
+
+# Projections of attention in transformers' text encoders: CLIP's, then T5's.
+_TEXT_ATTENTION = (("q_proj", "k_proj", "v_proj", "out_proj"), ("q", "k", "v", "o"))
+_ATTRIBUTE = "_svfit_injection"
+
+
+def shiftable_layers(model: nn.Module) -> dict[str, Shiftable]:
+    """Every Linear and Conv of a model by module path, in model order."""
+    return {path: m for path, m in model.named_modules() if isinstance(m, SHIFTABLE)}
+
+
+def attention_layers(model: nn.Module) -> dict[str, Shiftable]:
+    """The query, key, value and output projections of a diffusers or transformers model."""
+    found: dict[str, Shiftable] = {}
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        if hasattr(module, "get_processor"):
+            for name, layer in attention_projections(module).items():
+                found[prefix + name] = layer
+        for names in _TEXT_ATTENTION:
+            layers = {name: getattr(module, name, None) for name in names}
+            if all(isinstance(layer, nn.Linear) for layer in layers.values()):
+                found.update({prefix + name: module.get_submodule(name) for name in names})
+    return found
+
+
+def select_targets(model: nn.Module, target: str | tuple[str, ...]) -> dict[str, Shiftable]:
+    """The layers that `target` means in `model`, by module path, in model order.
+
+    Args:
+        target: `"attention"`, `"all"`, a layer name (matched at the end of a path, as PEFT's
+            `target_modules`), a regular expression over whole paths, or several of these.
+
+    Raises:
+        TargetError: one of them matches no layer that can be shifted.
+    """
+    layers = shiftable_layers(model)
+    chosen: set[str] = set()
+    for entry in (target,) if isinstance(target, str) else target:
+        if entry == "attention":
+            matched = set(attention_layers(model))
+        elif entry == "all":
+            matched = set(layers)
+        else:
+            matched = _matching(entry, layers)
+        if not matched:
+            raise TargetError(
+                f"target {entry!r} matches no Linear or Conv layer of {type(model).__name__}; use "
+                f'"attention", "all", a layer name or a regular expression over whole paths such '
+                f"as {next(iter(layers), 'none: this model has no such layer')!r}"
+            )
+        chosen |= matched
+    return {path: layer for path, layer in layers.items() if path in chosen}
+
+
+def _matching(entry: str, layers: dict[str, Shiftable]) -> set[str]:
+    try:
+        pattern = re.compile(entry)
+    except re.error as error:
+        raise TargetError(f"target {entry!r} is not a valid regular expression: {error}") from None
+    return {path for path in layers if f".{path}".endswith(f".{entry}") or pattern.fullmatch(path)}
+
+
+@dataclass(frozen=True)
+class _Patch:
+    """One change made to a model, and what was there before."""
+
+    module: Any
+    attribute: str
+    new: Any
+    old: Any  # None: the attribute came from the class
+
+
+class Injection:
+    """All adapters of one model.
+
+    Get it with `Injection.of(model)`; it hangs on the model until `eject`.
+
+    Attributes:
+        model: the model whose layers are shifted.
+        projections: shifted layers by module path.
+        adapter_names: adapters added, in order.
+        metadata: what is known of adapters that came from a file, by adapter name.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.projections: dict[str, ShiftedProjection] = {}
+        self.adapter_names: list[str] = []
+        self.metadata: dict[str, AdapterMetadata] = {}
+        self._weights: dict[str, float] = {}
+        self._enabled = True
+        self._patches: list[_Patch] = []
+        self._unfused: dict[str, nn.Parameter] = {}
+
+    @staticmethod
+    def of(model: nn.Module) -> Injection:
+        """The injection of `model`, a new one if it has none."""
+        return Injection.find(model) or Injection(model)
+
+    @staticmethod
+    def find(model: nn.Module) -> Injection | None:
+        """The injection of `model`, or None if it carries no adapter."""
+        return getattr(model, _ATTRIBUTE, None)
+
+    def add_adapter(
+        self,
+        adapter_name: str,
+        deltas: dict[str, Tensor],
+        bases: dict[str, Basis],
+        *,
+        trainable: bool = False,
+    ) -> None:
+        """Add an adapter, inactive at first. On an error the model is as before.
+
+        Args:
+            adapter_name: a new name.
+            deltas: shift `(r,)` of each layer, by module path; copied as float32.
+            bases: bases of at least these layers and ranks.
+            trainable: whether the shifts require gradients.
+
+        Raises:
+            AdapterNameError: the name is taken.
+            StateError: adapters are fused.
+        """
+        self.refuse_while_fused("add an adapter")
+        if adapter_name in self.adapter_names:
+            raise AdapterNameError(
+                f"adapter name {adapter_name!r} is taken; delete that adapter or use another name"
+            )
+        layers = shiftable_layers(self.model)
+        parameters = {}
+        for path, delta in deltas.items():
+            value = delta.detach().to(layers[path].weight.device, torch.float32, copy=True)
+            parameters[path] = nn.Parameter(value, requires_grad=trainable)
+        added = [path for path in deltas if path not in self.projections]
+        for path in added:
+            self.projections[path] = ShiftedProjection(layers[path], bases[path])
+        for path, parameter in parameters.items():
+            projection = self.projections[path]
+            if projection.basis.rank < parameter.numel():
+                projection.basis = bases[path]
+            projection.add(adapter_name, parameter)
+        self.adapter_names.append(adapter_name)
+        if added:
+            self._patch()
+        setattr(self.model, _ATTRIBUTE, self)
+
+    def remove_adapter(self, adapter_name: str) -> None:
+        """Remove an adapter; layers that no adapter shifts any more are restored.
+
+        Raises:
+            AdapterNameError: there is no such adapter.
+            StateError: adapters are fused.
+        """
+        self.refuse_while_fused("delete an adapter")
+        self._check_names([adapter_name])
+        for projection in self.projections.values():
+            if adapter_name in projection.deltas:
+                projection.remove(adapter_name)
+        self.adapter_names.remove(adapter_name)
+        self.projections = {p: proj for p, proj in self.projections.items() if proj.deltas}
+        self._weights.pop(adapter_name, None)
+        self.metadata.pop(adapter_name, None)
+        if not self.adapter_names:
+            self.eject()
+        else:
+            self._patch()
+            self._activate()
+
+    def set_active(self, weights: dict[str, float]) -> None:
+        """Make exactly these adapters active, each times its weight; 0 is the base model.
+
+        Raises:
+            AdapterNameError: one of them is unknown.
+            StateError: adapters are fused.
+        """
+        self.refuse_while_fused("change the active adapters")
+        self._check_names(weights)
+        self._weights = dict(weights)
+        self._activate()
+
+    @property
+    def active(self) -> dict[str, float]:
+        """Weights of the active adapters, whether or not shifting is enabled."""
+        return dict(self._weights)
+
+    def set_enabled(self, enabled: bool) -> None:
+        """Switch all shifts off or on again, keeping the active adapters.
+
+        Raises:
+            StateError: adapters are fused.
+        """
+        self.refuse_while_fused("enable or disable adapters")
+        self._enabled = enabled
+        self._activate()
+
+    def set_trainable(self, adapter_name: str, trainable: bool) -> None:
+        """Thaw an adapter's shifts for training, or freeze them for generating at the base's cost.
+
+        Raises:
+            AdapterNameError: there is no such adapter.
+        """
+        for _, parameter in self.sigma_parameters(adapter_name):
+            parameter.requires_grad_(trainable)
+        self._activate()
+
+    def sigma_parameters(self, adapter_name: str) -> Iterator[tuple[str, nn.Parameter]]:
+        """The shifts `δ = σ − σ⁰` of an adapter, `(r,)` float32, by module path.
+
+        Raises:
+            AdapterNameError: there is no such adapter.
+        """
+        self._check_names([adapter_name])
+        for path, projection in self.projections.items():
+            if adapter_name in projection.deltas:
+                yield path, projection.deltas[adapter_name]
+
+    def fuse(self, scale: float = 1.0) -> None:
+        """Write the active adapters, times `scale`, into the model's weights until `unfuse`.
+
+        Raises:
+            StateError: already fused, or nothing is active.
+        """
+        self.refuse_while_fused("fuse again")
+        if not self._weights:
+            raise StateError("no adapter is active, so there is nothing to fuse")
+        for projection in self.projections.values():
+            projection.activate({name: w * scale for name, w in self._weights.items()})
+        with torch.no_grad():
+            fused = {
+                path: nn.Parameter(projection.effective_weight(), requires_grad=False)
+                for path, projection in self.projections.items()
+            }
+        for path, projection in self.projections.items():
+            self._unfused[path] = projection.layer.get_parameter("weight")
+            projection.activate({})
+            projection.layer.weight = fused[path]
+
+    def unfuse(self) -> None:
+        """Put the original weights back: the very parameters, not a subtraction.
+
+        Raises:
+            StateError: nothing is fused.
+        """
+        if not self.is_fused:
+            raise StateError("adapters are not fused; call fuse_svfit() before unfuse_svfit()")
+        for path, original in self._unfused.items():
+            layer = self.projections[path].layer
+            original.data = original.data.to(layer.weight.device, layer.weight.dtype)
+            layer.weight = original
+        self._unfused = {}
+        self._activate()
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the model's weights currently include the adapters."""
+        return bool(self._unfused)
+
+    def eject(self) -> None:
+        """Remove all adapters and restore the model's own objects. Idempotent."""
+        if self.is_fused:
+            self.unfuse()
+        self._unpatch()
+        self.projections = {}
+        self.adapter_names = []
+        self._weights = {}
+        if Injection.find(self.model) is self:
+            delattr(self.model, _ATTRIBUTE)
+
+    def _activate(self) -> None:
+        weights = self._weights if self._enabled else {}
+        for projection in self.projections.values():
+            projection.activate(weights)
+
+    def _check_names(self, names: Any) -> None:
+        unknown = [name for name in names if name not in self.adapter_names]
+        if unknown:
+            raise AdapterNameError(
+                f"unknown adapter {', '.join(map(repr, unknown))}; "
+                f"loaded: {', '.join(map(repr, self.adapter_names)) or 'none'}"
+            )
+
+    def refuse_while_fused(self, what: str) -> None:
+        """Raise `StateError` if adapters are fused; `what` completes "cannot …"."""
+        if self.is_fused:
+            raise StateError(f"cannot {what} while adapters are fused; call unfuse_svfit() first")
+
+    def _patch(self) -> None:
+        """Patch the model for the current projections, replacing earlier patches."""
+        self._unpatch()
+        remaining = dict(self.projections)
+        for path, module in self.model.named_modules():
+            processor = getattr(module, "processor", None)
+            if not hasattr(module, "set_processor") or isinstance(processor, nn.Module):
+                continue
+            prefix = f"{path}." if path else ""
+            inside = {
+                name: remaining.pop(prefix + name)
+                for name in attention_projections(module)
+                if prefix + name in remaining
+            }
+            if inside:
+                new = wrap_processor(module, processor, inside)
+                self._patches.append(_Patch(module, "processor", new, processor))
+        for projection in remaining.values():
+            layer = projection.layer
+            old = layer.__dict__.get("forward")
+            self._patches.append(_Patch(layer, "forward", projection.forward, old))
+        for patch in self._patches:
+            setattr(patch.module, patch.attribute, patch.new)
+
+    def _unpatch(self) -> None:
+        for patch in reversed(self._patches):
+            # Someone may have set another processor meanwhile; that one stays.
+            if patch.module.__dict__.get(patch.attribute) != patch.new:
+                continue
+            if patch.old is None:
+                delattr(patch.module, patch.attribute)
+            else:
+                setattr(patch.module, patch.attribute, patch.old)
+        self._patches = []
+
+
+def inject(
+    model: nn.Module,
+    config: SVFitConfig | None = None,
+    adapter_name: str = "default",
+    *,
+    trainable: bool = True,
+    show_progress: bool = True,
+) -> Injection:
+    """Put a new adapter with δ = 0 on a UNet, transformer or text encoder, and make it active.
+
+    The model computes exactly what it did; its own parameters should be frozen by the caller.
+
+    Args:
+        model: a diffusers or transformers model.
+        config: rank and targets.
+        adapter_name: a new name.
+        trainable: whether the shifts require gradients.
+        show_progress: show a progress bar while singular values are computed.
+
+    Raises:
+        TargetError: a target matches nothing.
+        ConfigError: the rank exceeds a weight's number of singular values.
+        BasisError: a weight cannot be decomposed.
+        AdapterNameError: the name is taken.
+        StateError: adapters are fused.
+    """
+    config = config or SVFitConfig()
+    injection = Injection.of(model)
+    injection.refuse_while_fused("add an adapter")
+    layers = select_targets(model, config.target)
+    if isinstance(config.rank, int):
+        for path, layer in layers.items():
+            _check_full_rank(path, layer, config.rank)
+    bases = load_bases(read_base(model, layers), show_progress=show_progress)
+    deltas = {
+        path: torch.zeros(spectral.select_rank(basis.sigma, config.rank))
+        for path, basis in bases.items()
+    }
+    kept = {path: bases[path].truncated(delta.numel()) for path, delta in deltas.items()}
+    injection.add_adapter(adapter_name, deltas, kept, trainable=trainable)
+    injection.set_active({adapter_name: 1.0})
+    return injection
+
+
+def _check_full_rank(path: str, layer: Shiftable, rank: int) -> None:
+    full = min(spectral.as_matrix(layer.weight).shape)
+    if rank > full:
+        raise ConfigError(
+            f"rank {rank} exceeds the {full} singular values of {path}; use at most {full}, or a "
+            f"fraction such as 1.0 (all) or 0.99 (99 % of the energy)"
+        )
+
+
+def eject(model: nn.Module) -> None:
+    """Remove every adapter from a model; it is again what it was. Idempotent."""
+    injection = Injection.find(model)
+    if injection is not None:
+        injection.eject()
+
+
+def sigma_parameters(
+    model: nn.Module, adapter_name: str = "default"
+) -> Iterator[tuple[str, nn.Parameter]]:
+    """The trainable shifts of an adapter on `model`, `(r,)` float32, by module path.
+
+    Raises:
+        StateError: the model carries no adapter.
+        AdapterNameError: there is no such adapter.
+    """
+    injection = Injection.find(model)
+    if injection is None:
+        raise StateError(f"{type(model).__name__} carries no SVFit adapter; call inject() first")
+    yield from injection.sigma_parameters(adapter_name)

@@ -1,0 +1,122 @@
+"""One parametrisation for every shifted layer: a frozen weight and a shift per adapter."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from svfit_diffusion import spectral
+from svfit_diffusion.spectral import Basis
+
+SHIFTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Layer types whose singular values can be shifted."""
+
+Shiftable = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+class ShiftedProjection:
+    """A frozen layer seen with its singular values shifted by the active adapters.
+
+    Called like the layer, it computes `W' x + b` with `W' = W + U diag(Σ wₐ δₐ) Vᵀ`. It is no
+    `nn.Module` and owns no part of the model: the layer stays where it is, untouched.
+
+    While an active `δ` requires a gradient, `W'` is used factored or merged, whichever costs less
+    for the shapes at hand (`spectral.merging_is_cheaper`). Otherwise `W'` is computed once, in
+    `refresh`, and held, so that a call costs what the frozen layer costs.
+
+    Args:
+        layer: the frozen layer.
+        basis: its singular vectors, any float dtype, any device.
+    """
+
+    def __init__(self, layer: Shiftable, basis: Basis) -> None:
+        self.layer = layer
+        self.basis = basis
+        self.deltas: dict[str, nn.Parameter] = {}
+        self._active: list[tuple[float, Tensor]] = []
+        self._held: Tensor | None = None
+
+    def add(self, adapter_name: str, delta: nn.Parameter) -> None:
+        """Add an adapter's shift `(r,)`, float32; it takes effect at `activate`."""
+        assert adapter_name not in self.deltas and delta.numel() <= self.basis.rank
+        self.deltas[adapter_name] = delta
+
+    def remove(self, adapter_name: str) -> None:
+        """Forget an adapter; the caller activates what remains."""
+        del self.deltas[adapter_name]
+
+    def activate(self, weights: dict[str, float]) -> None:
+        """Apply the adapters named, each times its weight; a weight of 0 leaves no trace."""
+        self._active = [
+            (weight, self.deltas[name])
+            for name, weight in weights.items()
+            if weight != 0 and name in self.deltas
+        ]
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Follow a change of a frozen δ, of `requires_grad` or of the layer's weight."""
+        self._held = None
+        if not self._active:
+            return
+        # Vectors live beside the weight, in its precision: half as large for a half base.
+        self.basis = self.basis.to(self.layer.weight.device, self.layer.weight.dtype)
+        if not any(delta.requires_grad for _, delta in self._active):
+            with torch.no_grad():
+                self._held = self.effective_weight()
+
+    def shift(self) -> Tensor:
+        """The combined shift `(r,)` of the active adapters, float32, on the layer's device."""
+        device = self.layer.weight.device
+        return spectral.pad_sum([(weight, delta.to(device)) for weight, delta in self._active])
+
+    def effective_weight(self) -> Tensor:
+        """`W'` in the weight's shape and dtype; the weight itself with no adapter active."""
+        if not self._active:
+            return self.layer.weight
+        return spectral.shifted_weight(self.layer.weight, self.basis, self.shift())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`W' x + b`, shaped as the layer would."""
+        return self.forward(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`W' x + b`; also what replaces the `forward` of a layer shifted in place."""
+        weight = self.layer.weight
+        if not self._active:
+            return self._project(x, weight, self.layer.bias)
+        if self.basis.u.device != weight.device or self.basis.u.dtype != weight.dtype:
+            self._refresh_after_move()
+        if self._held is not None:
+            return self._project(x, self._held, self.layer.bias)
+        delta = self.shift()
+        if self._merges(x, delta.numel()):
+            merged = spectral.shifted_weight(weight, self.basis, delta)
+            return self._project(x, merged, self.layer.bias)
+        change = spectral.factored_shift(self._project, x, self.basis, delta, weight.shape[1:])
+        return self._project(x, weight, self.layer.bias) + change
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _refresh_after_move(self) -> None:
+        """Rebuild `W'` after `pipe.to(...)`: outside compiled graphs, since it changes state."""
+        self.refresh()
+
+    def _merges(self, x: Tensor, rank: int) -> bool:
+        layer = self.layer
+        weight = layer.weight
+        if isinstance(layer, nn.Linear):
+            positions = x.numel() // x.shape[-1]
+        elif layer.groups != 1:
+            return True  # the flattened basis spans groups, which only W' can express
+        else:
+            positions = x.numel() // x.shape[-weight.dim() + 1]
+            for stride in layer.stride:
+                positions //= int(stride)
+        d_out = weight.shape[0]
+        return spectral.merging_is_cheaper(positions, d_out, weight.numel() // d_out, rank)
+
+    def _project(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        layer = self.layer
+        if isinstance(layer, nn.Linear):
+            return torch.nn.functional.linear(x, weight, bias)
+        return layer._conv_forward(x, weight, bias)

@@ -1,0 +1,225 @@
+"""Pure tensor mathematics of SVFit: bases, ranks and shifted projections.
+
+A frozen weight `W = U diag(σ) Vᵀ` is adapted by training a shift `δ` of its leading singular
+values (SVFit, arXiv 2409.05926, section 3): `W' = W + U_r diag(δ) V_rᵀ`. Written that way `W'`
+is `W` to the last bit at `δ = 0`, whatever the precision.
+
+Convolution weights `(out, in, *kernel)` are read as matrices `(out, in·∏kernel)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from svfit_diffusion.errors import BasisError, ConfigError
+
+Rank = int | float
+"""A number of singular values (int ≥ 1), or the share of spectral energy to keep (float ≤ 1)."""
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Leading singular vectors of one weight, one per row.
+
+    Attributes:
+        u: left vectors, `(r, d_out)`: row i is `uᵢ`. Rows, so that a smaller rank is a prefix.
+        v: right vectors, `(r, d_in)`, `d_in` with the kernel flattened in.
+        sigma: singular values, `(r,)`, descending, float32.
+    """
+
+    u: Tensor
+    v: Tensor
+    sigma: Tensor
+
+    @property
+    def rank(self) -> int:
+        """Number of singular triplets held."""
+        return self.sigma.numel()
+
+    def truncated(self, rank: int) -> Basis:
+        """The `rank` leading triplets, as views."""
+        assert 0 < rank <= self.rank
+        return Basis(self.u[:rank], self.v[:rank], self.sigma[:rank])
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Basis:
+        """The same basis with its vectors on `device` in `dtype`; `sigma` stays float32."""
+        return Basis(self.u.to(device, dtype), self.v.to(device, dtype), self.sigma.to(device))
+
+
+def as_matrix(weight: Tensor) -> Tensor:
+    """View a weight `(out, in, *kernel)` as the matrix `(out, in·∏kernel)`."""
+    return weight.reshape(weight.shape[0], -1)
+
+
+def canonical_weight(weight: Tensor) -> Tensor:
+    """The float16 rounding `(out, in·∏kernel)` of a weight, on which its basis is defined.
+
+    A base loaded in float32 and its float16 variant thus share one basis, exactly.
+
+    Raises:
+        BasisError: the weight is not floating point, or not finite in float16.
+    """
+    if not weight.is_floating_point():
+        raise BasisError(
+            f"cannot decompose a weight of dtype {weight.dtype}: load the base model unquantised"
+        )
+    rounded = as_matrix(weight.detach()).to(torch.float16)
+    if not torch.isfinite(rounded).all():
+        raise BasisError(
+            "a weight holds NaN, infinity or values beyond ±65504; "
+            "the base model file is damaged or not usable in float16"
+        )
+    return rounded
+
+
+def singular_basis(matrix: Tensor) -> Basis:
+    """All singular triplets of a matrix `(d_out, d_in)`, by a float32 SVD.
+
+    Returns:
+        A basis of rank `min(d_out, d_in)` on the matrix's device, contiguous, float32.
+    """
+    u, sigma, vh = torch.linalg.svd(matrix.float(), full_matrices=False)
+    return Basis(u.mT.contiguous(), vh.contiguous(), sigma)
+
+
+def select_rank(sigma: Tensor, rank: Rank) -> int:
+    """Number of singular values to train out of `sigma` `(k,)`.
+
+    An int is taken as it is. A float in (0, 1] is an energy fraction: the smallest r with
+    `Σ_{i≤r} σᵢ² ≥ rank · Σ σᵢ²` (the "information" of SVFit section 3.2); 1.0 means all.
+
+    Raises:
+        ConfigError: an int outside 1..k, or a float outside (0, 1].
+    """
+    check_rank(rank)
+    if isinstance(rank, int):
+        if rank > sigma.numel():
+            raise ConfigError(
+                f"rank {rank} exceeds the {sigma.numel()} singular values of this weight; use a "
+                f"smaller rank, or a fraction such as 1.0 (all) or 0.99 (99 % of the energy)"
+            )
+        return rank
+    if rank == 1.0:
+        return sigma.numel()
+    energy = sigma.double().square().cumsum(0)
+    return int((energy < rank * energy[-1]).sum()) + 1
+
+
+def check_rank(rank: Rank) -> None:
+    """Raise `ConfigError` unless `rank` is an int ≥ 1 or a float in (0, 1]."""
+    if isinstance(rank, bool) or not isinstance(rank, int | float):
+        raise ConfigError(f"rank must be an int or a float, got {rank!r}")
+    if isinstance(rank, int) and rank < 1:
+        raise ConfigError(f"rank must be at least 1, got {rank}")
+    if isinstance(rank, float) and not 0.0 < rank <= 1.0:
+        raise ConfigError(
+            f"a float rank is an energy fraction in (0, 1], got {rank}; "
+            f"for a fixed number of singular values pass an int"
+        )
+
+
+def parse_rank(text: str) -> Rank:
+    """Read a rank as users type it: `16` is a number of values, `0.99` or `1.0` a fraction.
+
+    Raises:
+        ConfigError: neither, or out of range.
+    """
+    try:
+        rank: Rank = int(text)
+    except ValueError:
+        try:
+            rank = float(text)
+        except ValueError:
+            raise ConfigError(
+                f"rank must be an integer such as 16 or a fraction such as 0.99, got {text!r}"
+            ) from None
+    check_rank(rank)
+    return rank
+
+
+def shift_matrix(basis: Basis, delta: Tensor) -> Tensor:
+    """`U diag(δ) Vᵀ`, `(d_out, d_in)` float32, of the shift `delta` `(r,)`, r ≤ basis rank.
+
+    Differentiable in `delta`: `∂L/∂δᵢ = uᵢᵀ G vᵢ` for the matrix gradient `G`.
+    """
+    basis = basis.truncated(delta.numel())
+    # Products of float32 inputs would be rounded to half precision inside an autocast region.
+    with torch.autocast(delta.device.type, enabled=False):
+        return (basis.u.float().mT * delta.float()) @ basis.v.float()
+
+
+def shifted_weight(weight: Tensor, basis: Basis, delta: Tensor) -> Tensor:
+    """`W' = W + U diag(δ) Vᵀ` in the shape and dtype of `weight`; equal to `W` at δ = 0."""
+    shift = shift_matrix(basis, delta).reshape(weight.shape)
+    return (weight.float() + shift).to(weight.dtype)
+
+
+def merging_is_cheaper(tokens: int, d_out: int, d_in: int, rank: int) -> bool:
+    """Whether one training step costs less through `W'` than through the factors.
+
+    Counts the multiply-adds that forward and backward add to the frozen layer:
+
+    - factored, `Wx + U(δ ⊙ Vᵀx)`: `2 N r (d_in + d_out)`;
+    - merged, `(W + U diag(δ) Vᵀ) x`: `N d_in d_out` for `G = gᵀx` and `2 r d_in d_out` for
+      building `W'` and projecting `G` back on the basis.
+
+    Args:
+        tokens: N, the number of vectors that pass through the projection (batch × positions).
+    """
+    factored = 2 * tokens * rank * (d_in + d_out)
+    merged = (tokens + 2 * rank) * d_in * d_out
+    return merged < factored
+
+
+Project = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""`(x, weight, bias) -> y`: a linear map or a convolution with its stride and padding."""
+
+
+def factored_shift(
+    project: Project, x: Tensor, basis: Basis, delta: Tensor, kernel: torch.Size
+) -> Tensor:
+    """`U(δ ⊙ Vᵀx)`, the change of a projection's output, without forming a matrix.
+
+    Only `z = Vᵀx` is kept for the backward pass. `δ` multiplies in float32, so its gradient
+    `Σ (g·uᵢ) zᵢ` is summed in float32 under half precision too.
+
+    Args:
+        project: the layer's own map, so that strides and padding are the layer's.
+        x: layer input.
+        basis: at least `delta.numel()` triplets, in the layer's dtype.
+        delta: `(r,)` float32.
+        kernel: the weight's shape past `out`: `(in,)` or `(in, *kernel)`.
+    """
+    rank = delta.numel()
+    basis = basis.truncated(rank)
+    spatial = len(kernel) - 1
+    z = project(x, basis.v.reshape(rank, *kernel), None)
+    scaled = (z * delta.reshape(-1, *[1] * spatial)).to(z.dtype)
+    # Back along the channels: a matrix product for tokens, a 1×1 convolution for maps.
+    u = basis.u.mT
+    if not spatial:
+        return torch.nn.functional.linear(scaled, u)
+    point_convolution: Any = (
+        torch.nn.functional.conv1d,
+        torch.nn.functional.conv2d,
+        torch.nn.functional.conv3d,
+    )[spatial - 1]
+    return point_convolution(scaled, u.reshape(*u.shape, *[1] * spatial))
+
+
+def pad_sum(vectors: list[tuple[float, Tensor]]) -> Tensor:
+    """`Σ wᵢ vᵢ` of weighted vectors of different lengths, zero-padded at the end.
+
+    Shifts of several adapters on one basis add up to one shift (DESIGN section 1, point 2).
+    """
+    length = max(vector.numel() for _, vector in vectors)
+    terms = [
+        torch.nn.functional.pad(vector * weight, (0, length - vector.numel()))
+        for weight, vector in vectors
+    ]
+    return terms[0] if len(terms) == 1 else torch.stack(terms).sum(0)
