@@ -53,11 +53,11 @@ def wrap_processor(
 
     diffusers hands a processor those `cross_attention_kwargs` that its `__call__` names.
     """
-    return _class_like(type(inner))(attention, inner, projections)
+    return _class_like(type(inner))(attention, inner, projections)  # type: ignore[arg-type]
 
 
 @functools.cache
-def _class_like(inner_type: type) -> type[SVFitAttnProcessor]:
+def _class_like(inner_type: Any) -> type[SVFitAttnProcessor]:
     def __call__(self: SVFitAttnProcessor, attn: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return self.run(attn, *args, **kwargs)
 

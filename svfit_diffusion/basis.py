@@ -132,17 +132,32 @@ def _read(folder: Path, digest: str, matrix: Tensor) -> Basis | None:
 
 
 def _verify(basis: Basis, matrix: Tensor) -> None:
-    """Raise ValueError unless `U diag(σ) Vᵀ` is `matrix`, tried on one random vector."""
+    """Raise ValueError unless `basis` is an SVD of `matrix`, tried on random vectors."""
     d_out, d_in = matrix.shape
     rank = min(d_out, d_in)
-    if (basis.u.shape, basis.v.shape, basis.sigma.shape) != ((rank, d_out), (rank, d_in), (rank,)):
+    u, v, sigma = basis.u, basis.v, basis.sigma
+    if (u.shape, v.shape, sigma.shape) != ((rank, d_out), (rank, d_in), (rank,)):
         raise ValueError("shapes differ from the weight's")
-    probe = torch.randn(d_in, generator=torch.Generator().manual_seed(0))
-    expected = matrix.cpu().float() @ probe
-    rebuilt = basis.u.mT @ (basis.sigma * (basis.v @ probe))
-    # Negated so that NaN fails.
-    if not torch.dist(rebuilt, expected) <= _PROBE_TOLERANCE * expected.norm():
-        raise ValueError("contents differ from the weight's")
+    if not u.dtype == v.dtype == sigma.dtype == torch.float32:
+        raise ValueError("not in float32")
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(d_in, generator=generator)
+    weights = torch.randn(rank, generator=generator)
+    rebuilt = {
+        "U diag(σ) Vᵀ is not the weight": (
+            u.mT @ (sigma * (v @ probe)),
+            matrix.cpu().float() @ probe,
+        ),
+        # Vectors of small singular values do not show above, but δ multiplies them like all others.
+        "U is not orthonormal": (u @ (u.mT @ weights), weights),
+        "V is not orthonormal": (v @ (v.mT @ weights), weights),
+    }
+    for problem, (actual, expected) in rebuilt.items():
+        # Negated so that NaN fails.
+        if not torch.dist(actual, expected) <= _PROBE_TOLERANCE * expected.norm():
+            raise ValueError(problem)
+    if (sigma.diff() > 0).any():
+        raise ValueError("singular values are not in descending order")
 
 
 def _write(folder: Path, digest: str, basis: Basis) -> None:
@@ -160,16 +175,17 @@ def _stored_weights(model: Any, paths: list[str]) -> dict[str, Tensor] | None:
     None, with a warning, where the files are gone or hold other weights than the model.
     """
     source = getattr(model.config, "_name_or_path", "")
-    stored: Any = None
     for variant in (None, "fp16"):
         try:
-            stored = type(model).from_pretrained(
-                source, torch_dtype=torch.float32, variant=variant, local_files_only=True
+            stored: Any = type(model).from_pretrained(
+                source,
+                torch_dtype=torch.float32,
+                variant=variant,
+                use_safetensors=True,
+                local_files_only=True,
             )
-            break
         except (OSError, ValueError):
             continue
-    if stored is not None:
         weights = {path: stored.get_submodule(path).get_parameter("weight") for path in paths}
         if all(
             torch.equal(model.get_submodule(path).weight.cpu(), weight.to(torch.bfloat16))

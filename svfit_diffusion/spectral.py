@@ -62,8 +62,13 @@ def canonical_weight(weight: Tensor) -> Tensor:
     A base loaded in float32 and its float16 variant thus share one basis, exactly.
 
     Raises:
-        BasisError: the weight is not floating point, or not finite in float16.
+        BasisError: the weight is not floating point, not in memory, or not finite in float16.
     """
+    if weight.is_meta:
+        raise BasisError(
+            "a weight is not in memory (sequential offloading puts it on the meta device): "
+            "load the adapter on a base model without it; model offloading works"
+        )
     if not weight.is_floating_point():
         raise BasisError(
             f"cannot decompose a weight of dtype {weight.dtype}: load the base model unquantised"

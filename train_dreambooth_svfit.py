@@ -1,0 +1,178 @@
+#!/usr/bin/env python
+"""Teach a Stable Diffusion model a subject from a few photos, by its singular values alone.
+
+accelerate launch train_dreambooth_svfit.py \
+    --pretrained_model_name_or_path=stable-diffusion-v1-5/stable-diffusion-v1-5 \
+    --instance_data_dir=photos/rex --instance_prompt="a photo of sks dog" \
+    --output_dir=rex
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser
+
+from svfit_diffusion.config import TrainingConfig
+from svfit_diffusion.errors import ConfigError, SVFitError
+from svfit_diffusion.grid import labelled_grid
+from svfit_diffusion.hub import PICTURE_NAME, push_adapter, write_model_card
+from svfit_diffusion.training import StepRecord, Trainer
+from svfit_diffusion.training_setup import make_accelerator
+from svfit_diffusion.training_state import find_checkpoint, recorded_seed, resume, save_checkpoint
+
+Images = list[list[Image.Image]]
+
+
+def parse_args(arguments: list[str] | None = None) -> TrainingConfig:
+    """The settings on the command line.
+
+    Raises:
+        ConfigError: one is wrong or a required one is missing.
+    """
+    parser = HfArgumentParser(TrainingConfig, description=__doc__)
+    (config,) = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    for name in ("pretrained_model_name_or_path", "instance_data_dir"):
+        if not getattr(config, name):
+            raise ConfigError(f"--{name} is missing; see --help")
+    return config
+
+
+def train(config: TrainingConfig) -> Path:
+    """Run a whole training: step, watch, checkpoint, save. Returns the adapter's path."""
+    started = time.perf_counter()
+    output = Path(config.output_dir)
+    checkpoint = None
+    if config.resume_from_checkpoint:
+        checkpoint = find_checkpoint(config.resume_from_checkpoint, output)
+        if checkpoint and config.seed is None:
+            config.seed = recorded_seed(checkpoint)
+    accelerator = make_accelerator(config)
+    trainer = Trainer(config, accelerator)
+    if checkpoint:
+        resume(trainer, checkpoint)
+        accelerator.print(f"Resumed from {checkpoint} at step {trainer.step}")
+    if config.report_to:
+        accelerator.init_trackers("dreambooth-svfit", config=_plain(config))
+    adapter = trainer.adapter()
+    accelerator.print(f"Training {adapter.parameter_count:,} singular values")
+    prompts = config.validation_prompt or [trainer.photo_sets[0].photos[0].prompt]
+    before = _generate(trainer, prompts, base=True)
+    prepared = time.perf_counter()
+
+    bar = tqdm(
+        initial=trainer.step, total=trainer.total_steps, disable=not accelerator.is_main_process
+    )
+    for record in trainer.steps():
+        bar.update()
+        bar.set_postfix(loss=f"{record.loss:.4f}", drift=f"{record.sigma_drift:.2%}")
+        if config.report_to:
+            accelerator.log(_scalars(record), step=record.step)
+        if accelerator.is_main_process and record.step % config.checkpointing_steps == 0:
+            save_checkpoint(trainer, output, config.checkpoints_total_limit)
+        if (
+            config.validation_prompt
+            and record.step % config.validation_steps == 0
+            and record.step < trainer.total_steps
+        ):
+            _validate(trainer, config, record.step)
+    bar.close()
+    trained = time.perf_counter()
+
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        path = trainer.save(output)
+        picture = _before_after(trainer, prompts, before, _generate(trainer, prompts))
+        picture.save(output / PICTURE_NAME)
+        drawn = time.perf_counter()
+        print(
+            f"Adapter: {path} ({path.stat().st_size / 1024:.0f} KiB, "
+            f"{adapter.parameter_count:,} values)\n"
+            f"Picture: {output / PICTURE_NAME}\n"
+            f"Seconds: {prepared - started:.0f} preparing, {trained - prepared:.0f} training, "
+            f"{drawn - trained:.0f} generating"
+        )
+        if config.push_to_hub:
+            repo_id = config.hub_model_id or output.name
+            write_model_card(output, repo_id, trainer.adapter().metadata, adapter.parameter_count)
+            print(f"Uploaded to {push_adapter(output, repo_id, config.hub_token)}")
+    accelerator.end_training()
+    return output
+
+
+def _generate(trainer: Trainer, prompts: list[str], *, base: bool = False) -> Images:
+    """Validation images, of the base model if `base`, on the main process."""
+    if not trainer.accelerator.is_main_process:
+        return []
+    number = trainer.config.num_validation_images
+    return trainer.generate(prompts, number, base=base)
+
+
+def _validate(trainer: Trainer, config: TrainingConfig, step: int) -> None:
+    """Generate validation images; write them as a picture and to the trackers."""
+    images = _generate(trainer, config.validation_prompt)
+    if images:
+        folder = Path(config.output_dir) / "validation"
+        folder.mkdir(parents=True, exist_ok=True)
+        columns = [f"step {step}"] + [""] * (config.num_validation_images - 1)
+        picture = labelled_grid(images, config.validation_prompt, columns)
+        picture.save(folder / f"step_{step:05d}.png")
+        for tracker in trainer.accelerator.trackers:
+            if hasattr(tracker, "log_images"):
+                _log_picture(tracker, picture, step)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _log_picture(tracker: Any, picture: Image.Image, step: int) -> None:
+    if tracker.name == "tensorboard":  # wants arrays, where others take pictures
+        import numpy as np
+
+        tracker.log_images({"validation": np.asarray(picture)[None]}, step, dataformats="NHWC")
+    else:
+        tracker.log_images({"validation": [picture]}, step)
+
+
+def _before_after(
+    trainer: Trainer, prompts: list[str], before: Images, after: Images
+) -> Image.Image:
+    """The photos on top, then a row per prompt: base model on the left, adapter on the right."""
+    number = trainer.config.num_validation_images
+    photos = [photo.image for photo in trainer.photo_sets[0].photos]
+    columns = ["before"] + [""] * (number - 1) + ["after"] + [""] * (number - 1)
+    rows = [photos[: 2 * number]] + [b + a for b, a in zip(before, after, strict=True)]
+    return labelled_grid(rows, ["training photos", *prompts], columns)
+
+
+def _scalars(record: StepRecord) -> dict[str, float]:
+    return {
+        name: value
+        for name, value in vars(record).items()
+        if name not in ("step", "total_steps") and value is not None
+    }
+
+
+def _plain(config: TrainingConfig) -> dict[str, Any]:
+    """Settings as trackers take them: numbers and strings, no token."""
+    settings = {name: value for name, value in vars(config).items() if name != "hub_token"}
+    return {
+        name: value if isinstance(value, int | float | str) else json.dumps(value)
+        for name, value in settings.items()
+    }
+
+
+def main() -> None:
+    """Train as the command line says; errors a user can mend are one message, not a trace."""
+    try:
+        train(parse_args())
+    except SVFitError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()
