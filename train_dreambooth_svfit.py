@@ -21,7 +21,7 @@ from transformers import HfArgumentParser
 
 from svfit_diffusion.config import TrainingConfig
 from svfit_diffusion.errors import ConfigError, SVFitError
-from svfit_diffusion.grid import labelled_grid
+from svfit_diffusion.grid import labelled_grid, stacked
 from svfit_diffusion.hub import PICTURE_NAME, push_adapter, write_model_card
 from svfit_diffusion.training import StepRecord, Trainer
 from svfit_diffusion.training_setup import make_accelerator
@@ -145,8 +145,11 @@ def _before_after(
     number = trainer.config.num_validation_images
     photos = [photo.image for photo in trainer.photo_sets[0].photos]
     columns = ["before"] + [""] * (number - 1) + ["after"] + [""] * (number - 1)
-    rows = [photos[: 2 * number]] + [b + a for b, a in zip(before, after, strict=True)]
-    return labelled_grid(rows, ["training photos", *prompts], columns)
+    rows = [b + a for b, a in zip(before, after, strict=True)]
+    tile = 160
+    small = tile * 2 * number // max(2 * number, len(photos[:5]))
+    top = labelled_grid([photos[:5]], ["training photos"], [], tile=small)
+    return stacked([top, labelled_grid(rows, prompts, columns, tile=tile)])
 
 
 def _scalars(record: StepRecord) -> dict[str, float]:

@@ -84,6 +84,9 @@ class AttentionView:
                 setattr(self, name, projection)
 
     def __getattr__(self, name: str) -> Any:
+        # While it is being copied there is no module yet to look anything up in.
+        if name == "_attention" or name.startswith("__"):
+            raise AttributeError(name)
         return getattr(self._attention, name)
 
 

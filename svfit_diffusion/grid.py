@@ -31,15 +31,16 @@ def labelled_grid(
     font = ImageFont.load_default(_TEXT)
     columns = max([len(column_labels), *map(len, rows)])
     line = _TEXT + _MARGIN
+    header = line if column_labels else 0
     width = _MARGIN + columns * (tile + _MARGIN)
-    height = line + len(rows) * (line + tile) + _MARGIN
+    height = header + len(rows) * (line + tile) + _MARGIN
     picture = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(picture)
     for column, label in enumerate(column_labels):
         x = _MARGIN + column * (tile + _MARGIN)
         draw.text((x, _MARGIN // 2), _fit(draw, label, font, tile), "black", font)
     for row, (images, label) in enumerate(zip(rows, row_labels, strict=True)):
-        top = line + row * (line + tile)
+        top = header + row * (line + tile)
         caption = _fit(draw, label, font, width - 2 * _MARGIN)
         draw.text((_MARGIN, top + _MARGIN // 2), caption, "dimgray", font)
         for column, image in enumerate(images):
@@ -50,6 +51,17 @@ def labelled_grid(
                 image.convert("RGB").resize(size, Image.Resampling.LANCZOS), (x, top + line)
             )
     return picture
+
+
+def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
+    """RGB pictures one below the other, on white."""
+    width = max(picture.width for picture in pictures)
+    whole = Image.new("RGB", (width, sum(picture.height for picture in pictures)), "white")
+    top = 0
+    for picture in pictures:
+        whole.paste(picture, (0, top))
+        top += picture.height
+    return whole
 
 
 def _fit(

@@ -184,6 +184,8 @@ class Injection:
         for projection in self.projections.values():
             if adapter_name in projection.deltas:
                 projection.remove(adapter_name)
+                # Not even where someone keeps a wrapped processor or forward of ours.
+                projection.activate({})
         self.adapter_names.remove(adapter_name)
         self.projections = {p: proj for p, proj in self.projections.items() if proj.deltas}
         self._weights.pop(adapter_name, None)
@@ -218,15 +220,18 @@ class Injection:
             StateError: adapters are fused.
         """
         self.refuse_while_fused("enable or disable adapters")
-        self._enabled = enabled
-        self._activate()
+        if enabled != self._enabled:
+            self._enabled = enabled
+            self._activate()
 
     def set_trainable(self, adapter_name: str, trainable: bool) -> None:
         """Thaw an adapter's shifts for training, or freeze them for generating at the base's cost.
 
         Raises:
             AdapterNameError: there is no such adapter.
+            StateError: adapters are fused.
         """
+        self.refuse_while_fused("freeze or thaw an adapter")
         for _, parameter in self.sigma_parameters(adapter_name):
             parameter.requires_grad_(trainable)
         self._activate()
@@ -288,8 +293,12 @@ class Injection:
         if self.is_fused:
             self.unfuse()
         self._unpatch()
+        for projection in self.projections.values():
+            # Someone may keep a wrapped processor or forward of ours: let it be the base's.
+            projection.activate({})
         self.projections = {}
         self.adapter_names = []
+        self.metadata = {}
         self._weights = {}
         if Injection.find(self.model) is self:
             delattr(self.model, _ATTRIBUTE)
@@ -388,6 +397,7 @@ def inject(
     }
     kept = {path: bases[path].truncated(delta.numel()) for path, delta in deltas.items()}
     injection.add_adapter(adapter_name, deltas, kept, trainable=trainable)
+    injection.set_enabled(True)
     injection.set_active({adapter_name: 1.0})
     return injection
 

@@ -40,7 +40,7 @@ from svfit_diffusion.training_setup import check_base, load_base, make_accelerat
 
 ADAPTER_NAME = "subject"
 DEFAULT_STEPS = 400
-_PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,9 @@ class Trainer:
         config, pipe = self.config, self.pipe
         if config.allow_tf32:
             torch.backends.cuda.matmul.allow_tf32 = True
-        pipe.to(self.accelerator.device, _PRECISIONS[config.mixed_precision])
+        pipe.to(self.accelerator.device)
+        if config.mixed_precision != "no":
+            pipe.to(_PRECISIONS[config.mixed_precision])
         for model in (pipe.unet, pipe.vae, pipe.text_encoder):
             model.requires_grad_(False)
         for injection in self._injections():

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import ProjectConfiguration
+from accelerate.state import AcceleratorState
+from accelerate.utils import ProjectConfiguration, parse_flag_from_env
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
 from svfit_diffusion import components
 from svfit_diffusion.config import TrainingConfig
 from svfit_diffusion.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
@@ -22,13 +27,23 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     Raises:
         ConfigError: fp16 without a GPU.
     """
-    device = PartialState().device
+    # Without a GPU accelerate joins several processes only if told that it runs on CPUs.
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    if cpu and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        logger.warning(
+            "accelerate launch starts a single process on a machine without GPUs, whatever "
+            "--num_processes says; add --multi_gpu (it works on CPUs) or use torchrun"
+        )
+    device = PartialState(cpu=cpu).device
     if config.mixed_precision == "fp16" and device.type == "cpu":
         raise ConfigError(
             "mixed_precision fp16 needs a GPU and this machine has none; use 'no' or 'bf16'"
         )
+    # accelerate keeps the precision of a process's first accelerator; a process may train again.
+    AcceleratorState._reset_state()
     output = Path(config.output_dir)
     return Accelerator(
+        cpu=cpu,
         mixed_precision=config.mixed_precision,
         log_with=config.report_to,
         project_config=ProjectConfiguration(
