@@ -25,7 +25,7 @@ from svfit_diffusion.grid import labelled_grid, stacked
 from svfit_diffusion.hub import PICTURE_NAME, push_adapter, write_model_card
 from svfit_diffusion.training import StepRecord, Trainer
 from svfit_diffusion.training_setup import make_accelerator
-from svfit_diffusion.training_state import find_checkpoint, recorded_seed, resume, save_checkpoint
+from svfit_diffusion.training_state import check_settings, find_checkpoint, resume, save_checkpoint
 
 Images = list[list[Image.Image]]
 
@@ -51,8 +51,8 @@ def train(config: TrainingConfig) -> Path:
     checkpoint = None
     if config.resume_from_checkpoint:
         checkpoint = find_checkpoint(config.resume_from_checkpoint, output)
-        if checkpoint and config.seed is None:
-            config.seed = recorded_seed(checkpoint)
+        if checkpoint:
+            config.seed = check_settings(config, checkpoint)
     accelerator = make_accelerator(config)
     trainer = Trainer(config, accelerator)
     if checkpoint:
@@ -69,19 +69,22 @@ def train(config: TrainingConfig) -> Path:
     bar = tqdm(
         initial=trainer.step, total=trainer.total_steps, disable=not accelerator.is_main_process
     )
-    for record in trainer.steps():
-        bar.update()
-        bar.set_postfix(loss=f"{record.loss:.4f}", drift=f"{record.sigma_drift:.2%}")
-        if config.report_to:
-            accelerator.log(_scalars(record), step=record.step)
-        if accelerator.is_main_process and record.step % config.checkpointing_steps == 0:
-            save_checkpoint(trainer, output, config.checkpoints_total_limit)
-        if (
-            config.validation_prompt
-            and record.step % config.validation_steps == 0
-            and record.step < trainer.total_steps
-        ):
-            _validate(trainer, config, record.step)
+    try:
+        for record in trainer.steps():
+            bar.update()
+            bar.set_postfix(loss=f"{record.loss:.4f}", drift=f"{record.sigma_drift:.2%}")
+            if config.report_to:
+                accelerator.log(_scalars(record), step=record.step)
+            if accelerator.is_main_process and record.step % config.checkpointing_steps == 0:
+                save_checkpoint(trainer, output, config.checkpoints_total_limit)
+            if (
+                config.validation_prompt
+                and record.step % config.validation_steps == 0
+                and record.step < trainer.total_steps
+            ):
+                _validate(trainer, config, record.step)
+    except KeyboardInterrupt:
+        accelerator.print(f"Stopped after step {trainer.step}; saving what was learned")
     bar.close()
     trained = time.perf_counter()
 
@@ -173,7 +176,7 @@ def main() -> None:
     """Train as the command line says; errors a user can mend are one message, not a trace."""
     try:
         train(parse_args())
-    except SVFitError as error:
+    except (SVFitError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
 

@@ -30,20 +30,27 @@ def attention_projections(attention: nn.Module) -> dict[str, nn.Linear]:
     """The linear projections of a diffusers attention module, by path below the module.
 
     `to_q`, `to_k`, `to_v`, `to_out.0` and their `add_…` counterparts of joint attention, as far as
-    the module has them.
+    the module has them; the layer inside where a LoRA is on it.
     """
     found: dict[str, nn.Linear] = {}
     for name in _SINGLE:
-        projection = getattr(attention, name, None)
+        projection = without_lora(getattr(attention, name, None))
         if isinstance(projection, nn.Linear):
             found[name] = projection
     for name in _IN_LISTS:
-        projection = getattr(attention, name, None)
+        projection = without_lora(getattr(attention, name, None))
         if isinstance(projection, nn.Linear):
             found[name] = projection
-        elif isinstance(projection, nn.ModuleList) and isinstance(projection[0], nn.Linear):
-            found[f"{name}.0"] = projection[0]
+        elif isinstance(projection, nn.ModuleList):
+            first = without_lora(projection[0])
+            if isinstance(first, nn.Linear):
+                found[f"{name}.0"] = first
     return found
+
+
+def without_lora(layer: Any) -> Any:
+    """The layer that PEFT has wrapped in a LoRA; a layer without one is returned as it is."""
+    return getattr(layer, "base_layer", layer)
 
 
 def wrap_processor(

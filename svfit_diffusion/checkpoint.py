@@ -29,6 +29,7 @@ COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 _FORMAT = "svfit"
 _FORMAT_VERSION = "1"
 _SUFFIX = ".delta"
+_OBJECTS_OF_TEXT = ("fingerprints", "rank", "target", "versions")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
@@ -78,6 +79,12 @@ class AdapterMetadata:
                 values[name] = header[name]
                 if isinstance(default, dict):
                     values[name] = _parse_object(name, header[name])
+                if name in _OBJECTS_OF_TEXT and not all(
+                    isinstance(value, str) for value in values[name].values()
+                ):
+                    raise CheckpointError(
+                        f"adapter metadata {name!r} should hold strings, got {header[name]!r}"
+                    )
         return cls(**values)
 
 
@@ -182,7 +189,7 @@ def parse_adapter(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> A
     Raises:
         CheckpointError: as `read_adapter`.
     """
-    if any("lora" in name for name in tensors):
+    if any("lora" in str(name) for name in tensors):
         raise CheckpointError(
             "this is a LoRA, not an SVFit adapter; load it with pipe.load_lora_weights(...)"
         )
@@ -197,15 +204,17 @@ def parse_adapter(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> A
     deltas: dict[str, dict[str, Tensor]] = {}
     problems = []
     for name, tensor in tensors.items():
-        component, _, rest = name.partition(".")
+        component, _, rest = str(name).partition(".")
         path = rest.removesuffix(_SUFFIX)
         if component not in COMPONENTS or not rest.endswith(_SUFFIX) or not path:
             problems.append(f"unknown key {name!r}")
+        elif not isinstance(tensor, Tensor):
+            problems.append(f"{name!r} is a {type(tensor).__name__}, expected a float vector (r,)")
         elif tensor.dim() != 1 or not tensor.numel() or not tensor.is_floating_point():
             problems.append(
                 f"{name!r} is {tuple(tensor.shape)} {tensor.dtype}, expected a float vector (r,)"
             )
-        elif not torch.isfinite(tensor).all():
+        elif not torch.isfinite(tensor.float()).all():
             problems.append(f"{name!r} holds NaN or infinite values")
         else:
             deltas.setdefault(component, {})[path] = tensor.float()
@@ -241,6 +250,8 @@ def match_layers(
         own = next((spelling for spelling in spellings if spelling in full_ranks), None)
         if own is None:
             problems.append(f"{component} has no Linear or Conv layer {path!r}")
+        elif own in matched:
+            problems.append(f"{component}.{own} is given twice, with and without 'text_model.'")
         elif delta.numel() > full_ranks[own]:
             problems.append(
                 f"{component}.{path}: {delta.numel()} values, the layer has {full_ranks[own]}"

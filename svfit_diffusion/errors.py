@@ -8,7 +8,8 @@
     ├── CheckpointError      a file is not a usable adapter or training checkpoint
     │   └── BaseMismatchError    the adapter was trained on another base model
     ├── AdapterNameError     an adapter name is unknown or already taken
-    └── StateError           calls out of order (unfuse before fuse, ...)
+    ├── StateError           calls out of order (unfuse before fuse, ...)
+    └── DivergedError        training has left the finite numbers
 
 Each is also the built-in exception that a caller who does not know us would expect.
 """
@@ -48,3 +49,7 @@ class AdapterNameError(SVFitError, ValueError):
 
 class StateError(SVFitError, RuntimeError):
     """A call came out of order, such as unfuse before fuse."""
+
+
+class DivergedError(SVFitError, ArithmeticError):
+    """Training has left the finite numbers."""

@@ -1,9 +1,9 @@
 """Put adapters under a model and take them away again, exactly.
 
 Attention projections of diffusers models are shifted by an `SVFitAttnProcessor`; every other layer
-(text encoders, feed-forward, convolutions, and attention whose processor carries weights of its
-own, as IP-Adapter's does) by replacing the layer's `forward`. Neither adds a module or a parameter
-to the model.
+(text encoders, feed-forward, convolutions, layers inside a LoRA, and attention whose processor
+carries weights of its own, as IP-Adapter's does) by replacing the layer's `forward`. Neither adds a
+module or a parameter to the model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from svfit_diffusion import spectral
-from svfit_diffusion.attention import attention_projections, wrap_processor
+from svfit_diffusion.attention import attention_projections, without_lora, wrap_processor
 from svfit_diffusion.basis import load_bases, read_base
 from svfit_diffusion.checkpoint import AdapterMetadata
 from svfit_diffusion.config import SVFitConfig
@@ -31,8 +31,15 @@ _ATTRIBUTE = "_svfit_injection"
 
 
 def shiftable_layers(model: nn.Module) -> dict[str, Shiftable]:
-    """Every Linear and Conv of a model by module path, in model order."""
-    return {path: m for path, m in model.named_modules() if isinstance(m, SHIFTABLE)}
+    """Every Linear and Conv of a model by module path, in model order.
+
+    A layer that PEFT has wrapped in a LoRA keeps the path it had; the LoRA's own are left out.
+    """
+    return {
+        path.replace(".base_layer", ""): module
+        for path, module in model.named_modules()
+        if isinstance(module, SHIFTABLE) and ".lora_" not in path
+    }
 
 
 def attention_layers(model: nn.Module) -> dict[str, Shiftable]:
@@ -44,9 +51,9 @@ def attention_layers(model: nn.Module) -> dict[str, Shiftable]:
             for name, layer in attention_projections(module).items():
                 found[prefix + name] = layer
         for names in _TEXT_ATTENTION:
-            layers = {name: getattr(module, name, None) for name in names}
+            layers = {name: without_lora(getattr(module, name, None)) for name in names}
             if all(isinstance(layer, nn.Linear) for layer in layers.values()):
-                found.update({prefix + name: module.get_submodule(name) for name in names})
+                found.update({prefix + name: layer for name, layer in layers.items()})
     return found
 
 
@@ -332,8 +339,9 @@ class Injection:
             prefix = f"{path}." if path else ""
             inside = {
                 name: remaining.pop(prefix + name)
-                for name in attention_projections(module)
-                if prefix + name in remaining
+                for name, layer in attention_projections(module).items()
+                # Inside a LoRA the layer is out of the processor's sight: shifted in place.
+                if prefix + name in remaining and module.get_submodule(name) is layer
             }
             if inside:
                 new = wrap_processor(module, processor, inside)

@@ -6,6 +6,7 @@ methods. They are spelled and behave as diffusers' LoRA methods do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from svfit_diffusion import components
 from svfit_diffusion.checkpoint import (
+    COMPONENTS,
     WEIGHTS_NAME,
     Adapter,
     parse_adapter,
@@ -97,7 +99,7 @@ def set_svfit_adapters(
 
     Raises:
         AdapterNameError: a name is unknown; the active adapters stay.
-        ConfigError: the numbers of names and weights differ.
+        ConfigError: the numbers of names and weights differ, or a weight is not a finite number.
         StateError: adapters are fused.
     """
     names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
@@ -133,8 +135,7 @@ def enable_svfit(pipe: DiffusionPipeline) -> None:
     Raises:
         StateError: adapters are fused.
     """
-    for injection in _injections(pipe).values():
-        injection.set_enabled(True)
+    _set_enabled(pipe, True)
 
 
 def disable_svfit(pipe: DiffusionPipeline) -> None:
@@ -143,8 +144,7 @@ def disable_svfit(pipe: DiffusionPipeline) -> None:
     Raises:
         StateError: adapters are fused.
     """
-    for injection in _injections(pipe).values():
-        injection.set_enabled(False)
+    _set_enabled(pipe, False)
 
 
 def delete_svfit_adapters(pipe: DiffusionPipeline, adapter_names: str | Sequence[str]) -> None:
@@ -152,11 +152,14 @@ def delete_svfit_adapters(pipe: DiffusionPipeline, adapter_names: str | Sequence
 
     Raises:
         AdapterNameError: a name is unknown; none is removed.
-        StateError: adapters are fused.
+        StateError: adapters are fused; none is removed.
     """
     names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
     components.check_names(components.models_of(pipe), names)
-    for injection in _injections(pipe).values():
+    injections = _injections(pipe).values()
+    for injection in injections:
+        injection.refuse_while_fused("delete an adapter")
+    for injection in injections:
         for name in names:
             if name in injection.adapter_names:
                 injection.remove_adapter(name)
@@ -251,6 +254,14 @@ def add_pipeline_methods() -> None:
         setattr(DiffusionPipeline, method.__name__, method)
 
 
+def _set_enabled(pipe: DiffusionPipeline, enabled: bool) -> None:
+    injections = _injections(pipe).values()
+    for injection in injections:
+        injection.refuse_while_fused("enable or disable adapters")
+    for injection in injections:
+        injection.set_enabled(enabled)
+
+
 def _injections(pipe: DiffusionPipeline) -> dict[str, Injection]:
     return components.injections(components.models_of(pipe))
 
@@ -263,9 +274,18 @@ def _weight_list(names: Sequence[str], weights: Weight | Sequence[Weight] | None
     if weights is None:
         weights = 1.0
     if isinstance(weights, int | float | Mapping):
-        return [weights] * len(names)
+        weights = [weights] * len(names)
     if len(weights) != len(names):
         raise ConfigError(f"got {len(names)} adapter names and {len(weights)} weights")
+    for weight in weights:
+        by_component = weight if isinstance(weight, Mapping) else {COMPONENTS[0]: weight}
+        for component, number in by_component.items():
+            if component not in COMPONENTS:
+                raise ConfigError(
+                    f"a weight is given for {component!r}; components: {', '.join(COMPONENTS)}"
+                )
+            if not isinstance(number, int | float) or not math.isfinite(number):
+                raise ConfigError(f"an adapter's weight must be a finite number, got {number!r}")
     return list(weights)
 
 

@@ -13,6 +13,7 @@ resumed run and one on several processes follow the run that was never interrupt
 from __future__ import annotations
 
 import contextlib
+import math
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from svfit_diffusion.basis import read_base
 from svfit_diffusion.checkpoint import Adapter, AdapterMetadata
 from svfit_diffusion.config import TrainingConfig
 from svfit_diffusion.data import Photo, load_photos
-from svfit_diffusion.errors import ConfigError
+from svfit_diffusion.errors import ConfigError, DivergedError
 from svfit_diffusion.injection import Injection, inject
 from svfit_diffusion.objective import Objective
 from svfit_diffusion.photo_set import PhotoSet
@@ -265,6 +266,9 @@ class Trainer:
         """Train, one optimizer step per record, to `total_steps`.
 
         Between two records the pipeline is consistent: generate with it (`generating`), save, stop.
+
+        Raises:
+            DivergedError: the loss is no longer finite; the shifts are those of the step before.
         """
         while self.step < self.total_steps:
             yield self._train_step()
@@ -279,6 +283,14 @@ class Trainer:
             accelerator.backward(loss / config.gradient_accumulation_steps)
             for i, part in enumerate(losses):
                 sums[i] += part.detach().cpu() / config.gradient_accumulation_steps
+        instance, prior = accelerator.reduce(sums.to(accelerator.device), "mean").tolist()
+        total = instance + config.prior_loss_weight * prior
+        if not math.isfinite(total):
+            self.optimizer.zero_grad()
+            raise DivergedError(
+                f"the loss became {total} in step {self.step + 1}; lower learning_rate "
+                f"(now {config.learning_rate}), or use bf16 or no mixed precision"
+            )
         parameters = self.sigma_parameters()
         self._average_gradients(parameters)
         accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
@@ -288,11 +300,10 @@ class Trainer:
             self.lr_scheduler.step()
         self.optimizer.zero_grad()
         self.step += 1
-        instance, prior = accelerator.reduce(sums.to(accelerator.device), "mean").tolist()
         return StepRecord(
             step=self.step,
             total_steps=self.total_steps,
-            loss=instance + (config.prior_loss_weight * prior if len(self.photo_sets) > 1 else 0),
+            loss=total,
             instance_loss=instance,
             prior_loss=prior if len(self.photo_sets) > 1 else None,
             learning_rate=learning_rate,

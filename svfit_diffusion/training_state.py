@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from svfit_diffusion.checkpoint import WEIGHTS_NAME, read_adapter
+from svfit_diffusion.config import TrainingConfig
 from svfit_diffusion.errors import CheckpointError
 from svfit_diffusion.training import Trainer
 
@@ -67,23 +68,16 @@ def find_checkpoint(resume_from: str, output_dir: Path) -> Path | None:
     )
 
 
-def recorded_seed(folder: Path) -> int:
-    """The seed of the run that a checkpoint belongs to.
+def check_settings(config: TrainingConfig, folder: Path) -> int:
+    """The seed of the run that a checkpoint belongs to, if `config` can continue that run.
 
     Raises:
-        CheckpointError: the folder is no checkpoint.
-    """
-    return int(_settings(folder)["seed"])
-
-
-def resume(trainer: Trainer, folder: Path) -> None:
-    """Continue the run that `folder` was saved from. On an error the trainer is unchanged.
-
-    Raises:
-        CheckpointError: the checkpoint is damaged, or of a run with other settings.
+        CheckpointError: the folder is no checkpoint, or of a run with other settings.
     """
     saved = _settings(folder)
-    own = {**trainer.config.binding_settings(), "seed": trainer.seed}
+    own = config.binding_settings()
+    if config.seed is None:
+        own["seed"] = saved["seed"]
     own = json.loads(json.dumps(own))
     different = [
         f"{name}: {saved.get(name)!r} in the checkpoint, {value!r} now"
@@ -96,6 +90,18 @@ def resume(trainer: Trainer, folder: Path) -> None:
             + "\n  ".join(different)
             + "\nUse those settings, or start anew without resume_from_checkpoint."
         )
+    return int(saved["seed"])
+
+
+def resume(trainer: Trainer, folder: Path) -> None:
+    """Continue the run that `folder` was saved from. On an error the trainer is unchanged.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or of a run with other settings.
+    """
+    seed = check_settings(trainer.config, folder)
+    if seed != trainer.seed:
+        raise CheckpointError(f"{folder} was trained with seed {seed}, this run has {trainer.seed}")
     adapter = read_adapter(folder / WEIGHTS_NAME)
     if adapter.metadata.fingerprints != trainer.adapter().metadata.fingerprints:
         raise CheckpointError(f"{folder} was trained on another base model")

@@ -17,7 +17,13 @@ from PIL import Image
 from svfit_diffusion.class_images import class_folder
 from svfit_diffusion.config import TrainingConfig
 from svfit_diffusion.data import image_files
-from svfit_diffusion.errors import CheckpointError, ConfigError, DataError, TargetError
+from svfit_diffusion.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    TargetError,
+)
 from svfit_diffusion.training import Trainer
 from svfit_diffusion.training_state import find_checkpoint, resume, save_checkpoint
 
@@ -236,6 +242,17 @@ def test_resume_refuses_other_runs(make_config: MakeConfig, tmp_path: Path) -> N
     assert not deltas(same).any()
     with pytest.raises(CheckpointError, match="no checkpoint 'checkpoint-9'"):
         find_checkpoint("checkpoint-9", tmp_path)
+
+
+def test_divergence_stops_before_it_spoils_the_adapter(make_config: MakeConfig) -> None:
+    trainer = trained(make_config(), 2)
+    before = deltas(trainer)
+    losses = trainer._losses
+    trainer._losses = lambda p: [x * torch.nan for x in losses(p)]  # type: ignore[method-assign]
+    with pytest.raises(DivergedError, match="step 3"):
+        next(trainer.steps())
+    assert torch.equal(deltas(trainer), before)
+    assert trainer.step == 2
 
 
 def test_checkpoints_are_limited_and_latest_is_numeric(

@@ -1,0 +1,57 @@
+# The README's two commands, `make demo` and `make test`; each is enough on a fresh machine with
+# Python 3.10 or later.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# The demo's subject: a folder of photos, and what is in them.
+SUBJECT ?= samples/subjects/pug
+CLASS ?= dog
+OUTPUT ?= outputs/$(notdir $(SUBJECT))
+
+# On Linux without an NVIDIA GPU, the small build of torch.
+CPU_TORCH := torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu --retries 1
+TORCH := $(shell [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null && echo '$(CPU_TORCH)' || echo torch)
+
+.PHONY: demo test lint types unit format clean
+
+demo: $(VENV)/core
+	$(BIN)/python train_dreambooth_svfit.py \
+	    --pretrained_model_name_or_path=samples/toybox \
+	    --instance_data_dir=$(SUBJECT) --instance_prompt="a photo of sks $(CLASS)" \
+	    --with_prior_preservation --class_prompt="a photo of a $(CLASS)" --num_class_images=48 \
+	    --validation_prompt "a photo of sks $(CLASS)" "a photo of sks $(CLASS) on the beach" \
+	        "a photo of sks $(CLASS) in the snow" "a photo of sks $(CLASS) on a wooden floor" \
+	        "a photo of a $(CLASS) in the snow" \
+	    --validation_steps=1000 --num_validation_images=3 \
+	    --guidance_scale=2 --sample_batch_size=16 --seed=0 --output_dir=$(OUTPUT)
+
+test: lint types unit
+
+lint: $(VENV)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/test
+	$(BIN)/mypy
+
+# A worker per core, one thread each.
+unit: $(VENV)/test
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
+
+format: $(VENV)/test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) outputs
+
+$(VENV)/core: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/test: $(VENV)/core
+	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@
