@@ -63,9 +63,10 @@ class PhotoSet:
     def embeddings(self, draws: list[Draw]) -> Tensor:
         """Text embeddings `(n, length, width)` of the prompts of the photos drawn."""
         prompts = [self.photos[draw.index].prompt for draw in draws]
-        if all(prompt in self._embeddings for prompt in prompts):
+        if self._embeddings:
             return torch.cat([self._embeddings[prompt] for prompt in prompts])
-        return self._embed(prompts)
+        different = list(dict.fromkeys(prompts))
+        return self._embed(different)[[different.index(prompt) for prompt in prompts]]
 
     @torch.no_grad()
     def _encode(self, index: int, flip: bool, at: tuple[float, float]) -> tuple[Tensor, Tensor]:
