@@ -1,0 +1,54 @@
+"""Fixtures: an own basis cache, no network, and tiny models (see `tiny.py`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Read by huggingface_hub when it is first imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import tiny
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel
+
+
+@pytest.fixture(scope="session", autouse=True)
+def svfit_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A basis cache for this session, so that no test sees or leaves files elsewhere."""
+    folder = tmp_path_factory.mktemp("svfit-cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SVFIT_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A basis cache for this test alone; the folder does not exist yet."""
+    folder = tmp_path / "svfit-cache"
+    monkeypatch.setenv("SVFIT_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def tiny_unet() -> UNet2DConditionModel:
+    return tiny.make_tiny_unet()
+
+
+@pytest.fixture
+def tiny_text_encoder() -> CLIPTextModel:
+    return tiny.make_tiny_text_encoder()
+
+
+@pytest.fixture
+def tiny_pipe() -> StableDiffusionPipeline:
+    return tiny.make_tiny_pipeline()
+
+
+@pytest.fixture(scope="session")
+def saved_pipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a saved `make_tiny_pipeline()`; read only."""
+    return tiny.save_tiny_pipeline(tmp_path_factory.mktemp("tiny-base"))

@@ -1,0 +1,353 @@
+"""The disk cache of bases: hits, damage, races, and independence of how the base was loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import multiprocessing
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from svfit_diffusion import basis as basis_module
+from svfit_diffusion import spectral
+from svfit_diffusion.basis import BaseWeights, cache_directory, load_bases, read_base
+from svfit_diffusion.errors import BasisError
+from svfit_diffusion.injection import attention_layers, inject
+from svfit_diffusion.spectral import Basis
+
+
+def make_model(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(8, 12), nn.Conv2d(3, 6, 3))
+
+
+def make_base(seed: int = 0) -> BaseWeights:
+    return read_base(make_model(seed), ["0", "1"])
+
+
+def load(base: BaseWeights) -> dict[str, Basis]:
+    return load_bases(base, show_progress=False)
+
+
+def tensors_of(bases: dict[str, Basis]) -> list[Tensor]:
+    return [tensor for basis in bases.values() for tensor in (basis.u, basis.v, basis.sigma)]
+
+
+def assert_same(first: dict[str, Basis], second: dict[str, Basis]) -> None:
+    assert list(first) == list(second)
+    for a, b in zip(tensors_of(first), tensors_of(second), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.fixture
+def no_svd(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(matrix: Tensor) -> Basis:
+        raise AssertionError(f"an SVD of {tuple(matrix.shape)}, which is in the cache")
+
+    monkeypatch.setattr(spectral, "singular_basis", refuse)
+
+
+@pytest.fixture
+def filled_cache(empty_cache: Path) -> Path:
+    load(make_base())
+    return empty_cache
+
+
+@pytest.mark.usefixtures("filled_cache", "no_svd")
+def test_a_hit_gives_the_same_tensors_without_svd() -> None:
+    bases = load(make_base())
+    for path, matrix in make_base().matrices.items():
+        expected = torch.linalg.svd(matrix.float(), full_matrices=False)
+        assert torch.equal(bases[path].u, expected.U.mT)
+        assert torch.equal(bases[path].v, expected.Vh)
+        assert torch.equal(bases[path].sigma, expected.S)
+
+
+def test_files_are_named_by_content_and_alone_in_the_folder(filled_cache: Path) -> None:
+    names = {f"{digest}.safetensors" for digest in make_base().digests.values()}
+    assert {path.name for path in filled_cache.iterdir()} == names
+    matrix = make_base().matrices["1"]
+    content = b"(6, 27)" + matrix.numpy().tobytes()
+    assert make_base().digests["1"] == hashlib.sha256(content).hexdigest()
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def garble_header(path: Path) -> None:
+    path.write_bytes(b"\xff" * 64 + path.read_bytes()[64:])
+
+
+def change(path: Path, format_name: str = "svfit-basis-1", **tensors: Any) -> None:
+    """Write the file again with other contents; None drops a tensor."""
+    kept = {n: t.clone() for n, t in load_file(path).items()}
+    kept = {n: t for n, t in (kept | tensors).items() if t is not None}
+    path.unlink()
+    save_file(kept, path, {"format": format_name})
+
+
+def foreign(path: Path) -> None:
+    """The valid basis of another weight of the same shape."""
+    d_out, d_in = (load_file(path)[name].shape[1] for name in ("u", "v"))
+    other = torch.randn(d_out, d_in, generator=torch.Generator().manual_seed(99))
+    change(path, **vars(spectral.singular_basis(other)))
+
+
+def other_format(path: Path) -> None:
+    change(path, "svfit-basis-0")
+
+
+def truncated_rank(path: Path) -> None:
+    change(path, **{name: tensor[:-1] for name, tensor in load_file(path).items()})
+
+
+def no_sigma(path: Path) -> None:
+    change(path, sigma=None)
+
+
+def half_precision(path: Path) -> None:
+    change(path, **{name: tensor.half() for name, tensor in load_file(path).items()})
+
+
+def integers(path: Path) -> None:
+    change(path, sigma=torch.arange(load_file(path)["sigma"].numel(), 0, -1))
+
+
+def flip_last_vector(path: Path) -> None:
+    """Negate half of the vector of the smallest singular value."""
+    u = load_file(path)["u"].clone()
+    u[-1, ::2] *= -1
+    change(path, u=u)
+
+
+def nan_inside(path: Path) -> None:
+    v = load_file(path)["v"].clone()
+    v[-1, 0] = torch.nan
+    change(path, v=v)
+
+
+def swapped(path: Path) -> None:
+    """Two triplets exchanged: every product is right, the order is not."""
+    change(path, **{name: tensor.flip(0) for name, tensor in load_file(path).items()})
+
+
+DAMAGES = [
+    truncate,
+    empty,
+    garble_header,
+    foreign,
+    other_format,
+    truncated_rank,
+    no_sigma,
+    half_precision,
+    integers,
+    flip_last_vector,
+    nan_inside,
+    swapped,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_damaged_file_is_recomputed_and_replaced(
+    damage: Any, filled_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = sorted(filled_cache.iterdir())
+    # Copies: load_file maps the file, and `truncate` would pull it away from under a mapping.
+    good = [{name: t.clone() for name, t in load_file(path).items()} for path in files]
+    for path in files:
+        damage(path)
+    with caplog.at_level(logging.WARNING, logger="svfit_diffusion"):
+        bases = load(make_base())
+    assert caplog.text.count("Recomputing") == len(files)
+    for path, matrix in make_base().matrices.items():
+        assert torch.equal(bases[path].u, spectral.singular_basis(matrix).u)
+    assert sorted(filled_cache.iterdir()) == files
+    for path, tensors in zip(files, good, strict=True):
+        stored = load_file(path)
+        assert all(torch.equal(stored[name], tensor) for name, tensor in tensors.items())
+
+
+def test_the_vectors_of_vanishing_singular_values_are_checked_too(empty_cache: Path) -> None:
+    # δ multiplies them like all others, though they do not show in U diag(σ) Vᵀ.
+    model = nn.Sequential(nn.Linear(8, 12))
+    with torch.no_grad():
+        model[0].weight[:, 4:] = 0
+    base = read_base(model, ["0"])
+    good = load(base)
+    (path,) = empty_cache.iterdir()
+    v = good["0"].v.clone()
+    assert good["0"].sigma[-1] < 1e-6
+    v[-1] = v[-2]
+    change(path, v=v)
+    assert_same(load(base), good)
+
+
+def race(folder: str, barrier: Any) -> None:
+    barrier.wait(60)
+    for _ in range(20):
+        load_bases(make_base(), show_progress=False, cache=Path(folder))
+        for path in Path(folder).glob("*.safetensors"):
+            path.unlink(missing_ok=True)
+    load_bases(make_base(), show_progress=False, cache=Path(folder))
+
+
+def test_processes_racing_for_the_cache_leave_valid_files(
+    empty_cache: Path, request: pytest.FixtureRequest
+) -> None:
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(2)
+    workers = [context.Process(target=race, args=(str(empty_cache), barrier)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    load(make_base())
+    request.getfixturevalue("no_svd")
+    assert_same(load(make_base()), load(make_base()))
+    assert {path.suffix for path in empty_cache.iterdir()} == {".safetensors"}
+
+
+def test_a_cache_that_cannot_be_written_only_warns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # A file where the folder should be: holds for root too, whom permissions do not stop.
+    (tmp_path / "occupied").write_text("")
+    monkeypatch.setenv("SVFIT_CACHE", str(tmp_path / "occupied" / "cache"))
+    bases = load(make_base())
+    assert "could not be cached" in caplog.text
+    assert torch.equal(bases["0"].u, spectral.singular_basis(make_base().matrices["0"]).u)
+
+
+def test_a_full_disk_only_warns_and_leaves_no_file(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fill(tensors: Any, path: Path, metadata: Any) -> None:
+        Path(path).write_bytes(b"some")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("svfit_diffusion.files.save_file", fill)
+    load(make_base())
+    assert "No space left" in caplog.text
+    assert list(empty_cache.iterdir()) == []
+
+
+def test_float16_and_float32_loads_share_files(
+    empty_cache: Path, request: pytest.FixtureRequest
+) -> None:
+    bases = load(make_base())
+    request.getfixturevalue("no_svd")
+    half = read_base(make_model().half(), ["0", "1"])
+    assert half.digests == make_base().digests
+    assert half.fingerprint() == make_base().fingerprint()
+    assert_same(load(half), bases)
+
+
+def test_fingerprints_tell_weights_apart_and_ignore_order() -> None:
+    base = make_base()
+    assert base.fingerprint() == read_base(make_model(), ["1", "0"]).fingerprint()
+    assert base.fingerprint() == base.fingerprint(["1", "0"])
+    assert base.fingerprint() != base.fingerprint(["0"])
+    assert base.fingerprint() != make_base(seed=1).fingerprint()
+    reshaped = nn.Sequential(nn.Linear(12, 8))
+    reshaped[0].weight.data = make_model()[0].weight.data.reshape(8, 12).clone()
+    assert read_base(reshaped, ["0"]).digests["0"] != base.digests["0"]
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_a_bfloat16_load_takes_the_stored_weights(
+    variant: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    unet = tiny.make_tiny_unet()
+    (unet.half() if variant else unet).save_pretrained(tmp_path, variant=variant)
+    paths = list(attention_layers(unet))
+    loaded = UNet2DConditionModel.from_pretrained(
+        tmp_path, torch_dtype=torch.bfloat16, variant=variant
+    )
+    assert loaded.dtype == torch.bfloat16
+    assert read_base(loaded, paths).digests == read_base(unet, paths).digests
+    assert not [r for r in caplog.records if r.name.startswith("svfit_diffusion")]
+
+
+def test_bfloat16_text_encoders_take_the_stored_weights_too(saved_pipe: Path) -> None:
+    stored = tiny.make_tiny_text_encoder()
+    loaded = type(stored).from_pretrained(saved_pipe / "text_encoder", torch_dtype=torch.bfloat16)
+    paths = list(attention_layers(stored))
+    assert loaded.dtype == torch.bfloat16
+    assert read_base(loaded, paths).digests == read_base(stored, paths).digests
+
+
+@pytest.mark.parametrize("cause", ["gone", "changed", "unknown"])
+def test_bfloat16_without_its_files_takes_rounded_weights_and_says_so(
+    cause: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if cause == "unknown":
+        unet = tiny.make_tiny_unet().bfloat16()
+    else:
+        tiny.make_tiny_unet().save_pretrained(tmp_path / "unet")
+        unet = UNet2DConditionModel.from_pretrained(tmp_path / "unet", torch_dtype=torch.bfloat16)
+    path = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    if cause == "gone":
+        shutil.rmtree(tmp_path / "unet")
+    if cause == "changed":
+        with torch.no_grad():
+            unet.get_submodule(path).weight.mul_(2)
+    base = read_base(unet, [path])
+    assert torch.equal(base.matrices[path], unet.get_submodule(path).weight.half())
+    assert "bfloat16" in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["nan", "int8", "meta"])
+def test_unusable_weights_are_refused_and_the_model_left_alone(damage: str) -> None:
+    unet = tiny.make_tiny_unet()
+    layer = unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q
+    if damage == "nan":
+        layer.weight.data[0, 0] = torch.nan
+    else:
+        weight = layer.weight.to(
+            **{"int8": {"dtype": torch.int8}, "meta": {"device": "meta"}}[damage]
+        )
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+    before = {name: id(tensor) for name, tensor in unet.named_parameters()}
+    processors = unet.attn_processors
+    with pytest.raises(BasisError):
+        inject(unet, show_progress=False)
+    assert {name: id(tensor) for name, tensor in unet.named_parameters()} == before
+    assert unet.attn_processors == processors
+
+
+def test_cache_directory_follows_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SVFIT_CACHE", str(tmp_path / "own"))
+    assert cache_directory() == tmp_path / "own"
+    monkeypatch.delenv("SVFIT_CACHE")
+    monkeypatch.setattr(basis_module, "HF_HOME", str(tmp_path / "hf"))
+    assert cache_directory() == tmp_path / "hf" / "svfit"
+
+
+def test_cached_files_say_what_they_are(filled_cache: Path) -> None:
+    for path in filled_cache.iterdir():
+        with safe_open(path, framework="pt") as file:
+            assert file.metadata() == {"format": "svfit-basis-1"}
+
+
+def test_a_convolution_is_flattened(empty_cache: Path) -> None:
+    basis = load(make_base())["1"]
+    weight = make_model()[1].weight.half().float()
+    dense = torch.einsum("ro,r,ri->oi", basis.u, basis.sigma, basis.v).reshape(weight.shape)
+    torch.testing.assert_close(dense, weight, rtol=1e-5, atol=1e-6)
