@@ -96,6 +96,7 @@ def put_adapter(
         kept = {p: loaded[component][p].truncated(delta.numel()) for p, delta in deltas.items()}
         injection = Injection.of(models[component])
         injection.add_adapter(adapter_name, deltas, kept, trainable=trainable)
+        injection.fingerprints[adapter_name] = bases[component].fingerprint()
         injection.metadata[adapter_name] = adapter.metadata
 
 
@@ -117,18 +118,20 @@ def collect_adapter(
     """The current values of an adapter over all models, as a file would hold them.
 
     Args:
-        metadata: what to say of it; by default what it was loaded with.
+        metadata: what to say of it; by default what it was loaded with, or for an adapter that
+            did not come from a file the fingerprints of its base.
 
     Raises:
         AdapterNameError: there is no such adapter.
     """
     check_names(models, [adapter_name])
-    deltas = {}
+    deltas, fingerprints = {}, {}
     for component, injection in injections(models).items():
         if adapter_name in injection.adapter_names:
+            fingerprints[component] = injection.fingerprints[adapter_name]
             deltas[component] = {
                 path: parameter.detach().cpu()
                 for path, parameter in injection.sigma_parameters(adapter_name)
             }
             metadata = metadata or injection.metadata.get(adapter_name)
-    return Adapter(deltas, metadata or AdapterMetadata())
+    return Adapter(deltas, metadata or AdapterMetadata(fingerprints=fingerprints))

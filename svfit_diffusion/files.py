@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -46,7 +47,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[
     def write(target: Path) -> None:
         try:
             save_file(contiguous, target, metadata)
-        except Exception as error:  # safetensors wraps the system's error in its own type
+        except SafetensorError as error:  # its wrapping of the system's errors
             raise OSError(f"could not write {path}: {error}") from error
 
     write_atomically(path, write)

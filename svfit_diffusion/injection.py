@@ -8,6 +8,7 @@ module or a parameter to the model.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from svfit_diffusion import spectral
-from svfit_diffusion.attention import attention_projections, without_lora, wrap_processor
+from svfit_diffusion.attention import (
+    SVFitAttnProcessor,
+    attention_projections,
+    without_lora,
+    wrap_processor,
+)
 from svfit_diffusion.basis import load_bases, read_base
 from svfit_diffusion.checkpoint import AdapterMetadata
 from svfit_diffusion.config import SVFitConfig
@@ -113,6 +119,7 @@ class Injection:
         model: the model whose layers are shifted.
         projections: shifted layers by module path.
         adapter_names: adapters added, in order.
+        fingerprints: of the base weights under each adapter, by adapter name.
         metadata: what is known of adapters that came from a file, by adapter name.
     """
 
@@ -120,6 +127,7 @@ class Injection:
         self.model = model
         self.projections: dict[str, ShiftedProjection] = {}
         self.adapter_names: list[str] = []
+        self.fingerprints: dict[str, str] = {}
         self.metadata: dict[str, AdapterMetadata] = {}
         self._weights: dict[str, float] = {}
         self._enabled = True
@@ -196,6 +204,7 @@ class Injection:
         self.adapter_names.remove(adapter_name)
         self.projections = {p: proj for p, proj in self.projections.items() if proj.deltas}
         self._weights.pop(adapter_name, None)
+        self.fingerprints.pop(adapter_name, None)
         self.metadata.pop(adapter_name, None)
         if not self.adapter_names:
             self.eject()
@@ -305,6 +314,7 @@ class Injection:
             projection.activate({})
         self.projections = {}
         self.adapter_names = []
+        self.fingerprints = {}
         self.metadata = {}
         self._weights = {}
         if Injection.find(self.model) is self:
@@ -346,12 +356,22 @@ class Injection:
             if inside:
                 new = wrap_processor(module, processor, inside)
                 self._patches.append(_Patch(module, "processor", new, processor))
+                setter = functools.partial(self._set_processor, module)
+                self._patches.append(_Patch(module, "set_processor", setter, None))
         for projection in remaining.values():
             layer = projection.layer
             old = layer.__dict__.get("forward")
             self._patches.append(_Patch(layer, "forward", projection.forward, old))
         for patch in self._patches:
             setattr(patch.module, patch.attribute, patch.new)
+
+    def _set_processor(self, attention: Any, processor: Any) -> None:
+        """Replaces `attention.set_processor`: a processor chosen later runs on shifts as well."""
+        if isinstance(processor, SVFitAttnProcessor):
+            processor = processor.inner
+        self._unpatch()
+        attention.set_processor(processor)
+        self._patch()
 
     def _unpatch(self) -> None:
         for patch in reversed(self._patches):
@@ -398,13 +418,15 @@ def inject(
     if isinstance(config.rank, int):
         for path, layer in layers.items():
             _check_full_rank(path, layer, config.rank)
-    bases = load_bases(read_base(model, layers), show_progress=show_progress)
+    base = read_base(model, layers)
+    bases = load_bases(base, show_progress=show_progress)
     deltas = {
         path: torch.zeros(spectral.select_rank(basis.sigma, config.rank))
         for path, basis in bases.items()
     }
     kept = {path: bases[path].truncated(delta.numel()) for path, delta in deltas.items()}
     injection.add_adapter(adapter_name, deltas, kept, trainable=trainable)
+    injection.fingerprints[adapter_name] = base.fingerprint()
     injection.set_enabled(True)
     injection.set_active({adapter_name: 1.0})
     return injection

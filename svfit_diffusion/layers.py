@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from svfit_diffusion import spectral
+from svfit_diffusion.errors import StateError
 from svfit_diffusion.spectral import Basis
 
 SHIFTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -99,6 +100,11 @@ class ShiftedProjection:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _refresh_after_move(self) -> None:
         """Rebuild `W'` after `pipe.to(...)`: outside compiled graphs, since it changes state."""
+        if self.layer.weight.is_meta:
+            raise StateError(
+                "adapters do not work with sequential CPU offload, which takes weights away from "
+                "under them; use enable_model_cpu_offload()"
+            )
         self.refresh()
 
     def _merges(self, x: Tensor, rank: int) -> bool:

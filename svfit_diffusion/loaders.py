@@ -47,8 +47,8 @@ def load_svfit_weights(
     """Load an adapter and make it the active one.
 
     Everything is checked before the pipeline is touched. The first adapter on a base model computes
-    the singular vectors of its layers, once; later ones find them in the cache. Choose attention
-    processors (attention slicing, xformers, IP-Adapter) before loading.
+    the singular vectors of its layers, once; later ones find them in the cache. A LoRA or an
+    IP-Adapter goes on before an adapter.
 
     Args:
         pipe: the pipeline.

@@ -29,7 +29,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from svfit_diffusion import checkpoint, class_images, components
-from svfit_diffusion.basis import read_base
 from svfit_diffusion.checkpoint import Adapter, AdapterMetadata
 from svfit_diffusion.config import TrainingConfig
 from svfit_diffusion.data import Photo, load_photos
@@ -150,7 +149,7 @@ class Trainer:
                 injection = inject(
                     model, config.svfit, ADAPTER_NAME, show_progress=self._show_progress
                 )
-                fingerprints[component] = read_base(model, injection.projections).fingerprint()
+                fingerprints[component] = injection.fingerprints[ADAPTER_NAME]
         return AdapterMetadata(
             base_model=config.pretrained_model_name_or_path,
             base_revision=config.revision or "",

@@ -30,7 +30,9 @@ def test_model_card_is_valid_and_complete(tmp_path: Path, pictured: bool) -> Non
 
 def test_local_base_is_no_hub_link(tmp_path: Path) -> None:
     metadata = AdapterMetadata(base_model=str(tmp_path), instance_prompt="a photo of sks dog")
-    assert ModelCard.load(hub.write_model_card(tmp_path, "rex", metadata, 1)).data.base_model is None
+    assert (
+        ModelCard.load(hub.write_model_card(tmp_path, "rex", metadata, 1)).data.base_model is None
+    )
 
 
 def test_push_uploads_the_adapter_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,4 +47,6 @@ def test_push_uploads_the_adapter_alone(tmp_path: Path, monkeypatch: pytest.Monk
     (call,) = calls
     assert SimpleNamespace(**call).repo_id == "me/rex"
     assert WEIGHTS_NAME in call["allow_patterns"]
-    assert not any("checkpoint" in pattern or "class" in pattern for pattern in call["allow_patterns"])
+    assert not any(
+        "checkpoint" in pattern or "class" in pattern for pattern in call["allow_patterns"]
+    )

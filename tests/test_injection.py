@@ -513,6 +513,25 @@ def test_a_processor_set_later_stays_and_the_adapter_returns_around_it() -> None
     assert torch.equal(tiny.run_unet(unet), base)
 
 
+def test_a_processor_chosen_later_runs_on_shifted_projections() -> None:
+    unet = tiny.make_tiny_unet()
+    snapshot = Snapshot(unet)
+    put(unet, scale=0.4)
+    shifted = tiny.run_unet(unet)
+    unet.set_attention_slice(1)
+    # Slices of a batch are the same products in another order.
+    torch.testing.assert_close(tiny.run_unet(unet), shifted)
+    assert not torch.allclose(shifted, snapshot.output, atol=1e-2)
+    kept = dict(unet.attn_processors)
+    unet.set_attn_processor(kept)
+    torch.testing.assert_close(tiny.run_unet(unet), shifted)
+    eject(unet)
+    assert {type(p) for p in unet.attn_processors.values()} == {SlicedAttnProcessor}
+    unet.set_attn_processor(AttnProcessor2_0())
+    torch.testing.assert_close(tiny.run_unet(unet), snapshot.output)
+    assert all("set_processor" not in vars(module) for module in unet.modules())
+
+
 class Wrapper:
     """A stranger's processor around whatever was there."""
 

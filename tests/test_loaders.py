@@ -329,6 +329,8 @@ def test_what_inject_makes_can_be_saved_and_loaded(tiny_pipe: Any, tmp_path: Pat
         for _, delta in sigma_parameters(tiny_pipe.unet):
             delta.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
     tiny_pipe.save_svfit_weights(tmp_path)
+    with pytest.raises(BaseMismatchError):
+        load(tiny.make_tiny_pipeline(seed=1), tmp_path)
     again = tiny.make_tiny_pipeline()
     load(again, tmp_path)
     # Trained live and loaded held: two ways to one sum.

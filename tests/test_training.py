@@ -248,7 +248,7 @@ def test_divergence_stops_before_it_spoils_the_adapter(make_config: MakeConfig) 
     trainer = trained(make_config(), 2)
     before = deltas(trainer)
     losses = trainer._losses
-    trainer._losses = lambda p: [x * torch.nan for x in losses(p)]  # type: ignore[method-assign]
+    trainer._losses = lambda positions: [x * torch.nan for x in losses(positions)]  # type: ignore[method-assign]
     with pytest.raises(DivergedError, match="step 3"):
         next(trainer.steps())
     assert torch.equal(deltas(trainer), before)
