@@ -5,8 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 # The demo's subject: a folder of photos, and what is in them.
-SUBJECT ?= samples/subjects/pug
-CLASS ?= dog
+SUBJECT ?= samples/subjects/blue_car
+CLASS ?= car
 OUTPUT ?= outputs/$(notdir $(SUBJECT))
 
 # On Linux without an NVIDIA GPU, the small build of torch.

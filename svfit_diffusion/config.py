@@ -112,7 +112,9 @@ class TrainingConfig:
         "expressions over module paths.",
     )
     train_text_encoder: bool = _setting(
-        False, "Also train the singular values of the text encoder's attention."
+        True,
+        "Also train the singular values of the text encoder's attention, which gives the "
+        "identifier a meaning; --no_train_text_encoder needs less memory.",
     )
 
     # Prior preservation
@@ -145,8 +147,8 @@ class TrainingConfig:
     )
     pre_compute_text_embeddings: bool = _setting(
         True,
-        "Encode each prompt once, then take the text encoder off the device. Has no effect with "
-        "train_text_encoder.",
+        "Encode each prompt once, then take the text encoder off the device. Needs "
+        "--no_train_text_encoder.",
     )
 
     # Optimisation
@@ -156,7 +158,7 @@ class TrainingConfig:
         None, "Optimizer steps; overrides num_train_epochs. Default: 400."
     )
     num_train_epochs: int | None = _setting(None, "Passes over the photos.")
-    learning_rate: float = _setting(0.02, "Learning rate of the shifts (far above LoRA's).")
+    learning_rate: float = _setting(0.05, "Learning rate of the shifts (far above LoRA's).")
     text_encoder_lr: float | None = _setting(
         None, "Learning rate of the text encoder's shifts; default: learning_rate."
     )

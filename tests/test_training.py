@@ -47,6 +47,7 @@ def make_config(saved_pipe: Path, photos: Path, tmp_path: Path) -> MakeConfig:
             "instance_data_dir": str(photos),
             "instance_prompt": "a photo of sks dog",
             "output_dir": str(tmp_path / "out"),
+            "train_text_encoder": False,
             "train_batch_size": 2,
             "max_train_steps": 4,
             "lr_warmup_steps": 0,
