@@ -1,0 +1,1 @@
+"""Sample base model and subjects used by the tests and the documentation."""

@@ -1,0 +1,1 @@
+"""Builds the Toybox base model and its held-out subjects from free emoji art."""

@@ -1,0 +1,97 @@
+"""Muon: momentum whose matrices are orthogonalised before they are applied."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalise(matrices: Tensor, steps: int) -> Tensor:
+    """Newton-Schulz iteration towards the nearest orthogonal matrices, over a batch.
+
+    It runs on the Gram matrices, which costs far less than on the wide matrices of convolutions:
+    the iterates are polynomials of the Gram matrix times the start, and polynomials commute.
+    """
+    a, b, c = _COEFFICIENTS
+    tall = matrices.size(1) > matrices.size(2)
+    start = matrices.mT if tall else matrices
+    start = start / (start.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    gram = start @ start.mT
+    identity = torch.eye(gram.size(1), dtype=gram.dtype, device=gram.device)
+    product = identity
+    for _ in range(steps):
+        factor = a * identity + b * gram + c * gram @ gram
+        product = factor @ product
+        gram = factor @ gram @ factor
+    result = product @ start
+    return result.mT if tall else result
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon with Nesterov momentum for weights of two or more dimensions."""
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.01,
+        steps: int = 4,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "steps": steps,
+        }
+        super().__init__(parameters, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every weight; equal shapes are orthogonalised in one batch."""
+        for group in self.param_groups:
+            by_shape: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    rows = parameter.shape[0]
+                    by_shape[rows, parameter.numel() // rows].append(parameter)
+            for (rows, columns), parameters in by_shape.items():
+                updates = []
+                for parameter in parameters:
+                    gradient = parameter.grad
+                    assert gradient is not None
+                    state = self.state[parameter]
+                    if "momentum" not in state:
+                        state["momentum"] = torch.zeros_like(gradient)
+                    buffer = state["momentum"]
+                    buffer.lerp_(gradient, 1 - group["momentum"])
+                    nesterov = gradient.lerp(buffer, group["momentum"])
+                    updates.append(nesterov.reshape(rows, columns))
+                directions = orthogonalise(torch.stack(updates), group["steps"])
+                rate = group["lr"] * max(1.0, rows / columns) ** 0.5
+                for parameter, direction in zip(parameters, directions, strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(direction.reshape(parameter.shape), alpha=-rate)
+
+
+def split_optimizers(
+    modules: Iterable[nn.Module], muon_rate: float, adam_rate: float
+) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the networks, AdamW for embeddings, ends and vectors."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            outer = any(part in name for part in ("embeddings", "conv_in", "conv_out"))
+            (others if outer or parameter.ndim < 2 else matrices).append(parameter)
+    muon = Muon(matrices, lr=muon_rate)
+    adam = torch.optim.AdamW(others, lr=adam_rate, betas=(0.9, 0.98), weight_decay=0.0)
+    for optimizer, rate in ((muon, muon_rate), (adam, adam_rate)):
+        for group in optimizer.param_groups:
+            group["peak_lr"] = rate
+    return [muon, adam]
