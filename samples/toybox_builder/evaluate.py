@@ -123,9 +123,7 @@ def evaluate(pool: Pool, pipeline: StableDiffusionPipeline, seed: int) -> Metric
         object_accuracy_real=float(
             _hits(object_probe, held_features, objects[_PROBE_IMAGES:]).mean()
         ),
-        scene_accuracy_real=float(
-            _hits(scene_probe, held_features, places[_PROBE_IMAGES:]).mean()
-        ),
+        scene_accuracy_real=float(_hits(scene_probe, held_features, places[_PROBE_IMAGES:]).mean()),
         object_accuracy_generated=float(object_hits.mean()),
         scene_accuracy_generated=float(_hits(scene_probe, generated, where).mean()),
         object_accuracy_bare_prompt=float(
@@ -135,8 +133,7 @@ def evaluate(pool: Pool, pipeline: StableDiffusionPipeline, seed: int) -> Metric
         seconds_one_image=one_image,
         seconds_per_image_in_batch=per_image,
         per_concept={
-            name: round(share, 2)
-            for name, share in zip(concepts, by_concept.tolist(), strict=True)
+            name: round(share, 2) for name, share in zip(concepts, by_concept.tolist(), strict=True)
         },
     )
 

@@ -125,9 +125,7 @@ def wooden_floor(rng: np.random.Generator) -> np.ndarray:
     plank = ((np.arange(SIZE) + rng.random() * plank_height) // plank_height).astype(int)
     shade = rng.normal(0, 10, plank.max() + 1)[plank]
     grain = rng.standard_normal((SIZE, 8)).astype(np.float32)
-    streaks = np.asarray(
-        Image.fromarray(grain).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-    )
+    streaks = np.asarray(Image.fromarray(grain).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
     picture = _jitter(rng, (170, 112, 62)) + shade[:, None, None] + streaks[..., None] * 6
     joints = np.concatenate([[True], plank[1:] != plank[:-1]])
     picture[joints] *= 0.6

@@ -136,8 +136,7 @@ def build_subjects(archives: Path, folder: Path) -> None:
             "instance_prompt": f"a photo of {IDENTIFIER} {subject.class_name}",
             "class_prompt": f"a photo of a {subject.class_name}",
             "prompts": [
-                f"a photo of {IDENTIFIER} {subject.class_name} {scene}"
-                for scene in subject.prompts
+                f"a photo of {IDENTIFIER} {subject.class_name} {scene}" for scene in subject.prompts
             ]
             + [f"a flat drawing of {IDENTIFIER} {subject.class_name} on a green background"],
             "credit": subject.art_set.credit,

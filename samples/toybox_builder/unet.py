@@ -130,9 +130,7 @@ class Examples:
         """Scale the latents and tokenise all captions, several per picture."""
 
         def tokenise(texts: list[str]) -> Tensor:
-            encoded = tokenizer(
-                texts, padding="max_length", max_length=MAX_LENGTH, truncation=True
-            )
+            encoded = tokenizer(texts, padding="max_length", max_length=MAX_LENGTH, truncation=True)
             return torch.tensor(encoded.input_ids, dtype=torch.int16)
 
         per_image = len(pool.captions[0])
