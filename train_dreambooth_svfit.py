@@ -46,7 +46,6 @@ def parse_args(arguments: list[str] | None = None) -> TrainingConfig:
 
 def train(config: TrainingConfig) -> Path:
     """Run a whole training: step, watch, checkpoint, save. Returns the adapter's path."""
-    started = time.perf_counter()
     output = Path(config.output_dir)
     checkpoint = None
     if config.resume_from_checkpoint:
@@ -63,6 +62,7 @@ def train(config: TrainingConfig) -> Path:
     adapter = trainer.adapter()
     accelerator.print(f"Training {adapter.parameter_count:,} singular values")
     prompts = config.validation_prompt or [trainer.photo_sets[0].photos[0].prompt]
+    generating = time.perf_counter()
     before = _generate(trainer, prompts, base=True)
     prepared = time.perf_counter()
 
@@ -93,13 +93,16 @@ def train(config: TrainingConfig) -> Path:
         path = trainer.save(output)
         picture = _before_after(trainer, prompts, before, _generate(trainer, prompts))
         picture.save(output / PICTURE_NAME)
-        drawn = time.perf_counter()
+        seconds = {
+            **trainer.seconds,
+            "training": trained - prepared,
+            "pictures": prepared - generating + time.perf_counter() - trained,
+        }
         print(
             f"Adapter: {path} ({path.stat().st_size / 1024:.0f} KiB, "
             f"{adapter.parameter_count:,} values)\n"
             f"Picture: {output / PICTURE_NAME}\n"
-            f"Seconds: {prepared - started:.0f} preparing, {trained - prepared:.0f} training, "
-            f"{drawn - trained:.0f} generating"
+            f"Seconds: {', '.join(f'{stage} {taken:.1f}' for stage, taken in seconds.items())}"
         )
         if config.push_to_hub:
             repo_id = config.hub_model_id or output.name

@@ -4,7 +4,8 @@
 
 Each folder holds photos of one subject of the class (default: the folder's name). The loss is
 over all photos at fixed noise and timesteps, before and after. Pictures go to
-`results/real_photos_SUBJECT.png`: photos, the base, and the trained model at the same seeds.
+`outputs/real_photos_SUBJECT.png`, which git ignores, for they show the photos: photos, the base,
+and the trained model at the same seeds.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from benchmarks.report import RESULTS, ROOT, Row, print_table, write_report
+from benchmarks.report import ROOT, Row, print_table, write_report
 from benchmarks.runs import fixed_loss, generate
 from svfit_diffusion.config import TrainingConfig
 from svfit_diffusion.grid import labelled_grid
@@ -93,11 +94,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="three steps: does it run at all?")
     options = parser.parse_args()
     name = "real_photos_quick" if options.quick else "real_photos"
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    pictures = ROOT / "outputs"
+    pictures.mkdir(exist_ok=True)
     rows = []
     for subject in options.subjects:
         row, picture = measure(subject, options.base, options.quick)
-        picture.save(RESULTS / f"{name}_{subject.folder.name}.png")
+        picture.save(pictures / f"{name}_{subject.folder.name}.png")
         rows.append(row)
     print_table(rows, list(rows[0]))
     print(write_report(name, rows))

@@ -52,8 +52,9 @@ def generate_class_images(
     folder.mkdir(parents=True, exist_ok=True)
     total = config.num_class_images
     others = len([p for p in image_files(folder) if not p.name.startswith("class_")])
-    wanted = [i for i in range(total - others) if not _path(folder, i).exists()]
-    numbers = wanted[process_index::num_processes]
+    # By number, not by place in a list: processes look at the folder at different times.
+    own = range(process_index, total - others, num_processes)
+    numbers = [number for number in own if not _path(folder, number).exists()]
     with tqdm(total=len(numbers), desc="Class images", disable=not show_progress) as bar:
         for start in range(0, len(numbers), config.sample_batch_size):
             batch = numbers[start : start + config.sample_batch_size]

@@ -187,8 +187,9 @@ class TrainingConfig:
     noise_offset: float = _setting(0.0, "Strength of noise that shifts whole channels.")
 
     # Machine
-    mixed_precision: Literal["no", "fp16", "bf16"] = _setting(
-        "no", "Precision of the frozen base; shifts are always float32."
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = _setting(
+        None,
+        "Precision of the frozen base, shifts are always float32; default: accelerate's setting.",
     )
     gradient_checkpointing: bool = _setting(False, "Less memory for a slower backward pass.")
     allow_tf32: bool = _setting(False, "TF32 matrix products on Ampere GPUs and later.")

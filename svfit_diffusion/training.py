@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import math
 import secrets
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,7 @@ class Trainer:
         pipe: the pipeline in training, adapter included.
         step: optimizer steps done.
         total_steps: optimizer steps of the whole run.
+        seconds: duration of each stage of the preparation, by name.
     """
 
     def __init__(
@@ -98,16 +100,19 @@ class Trainer:
     ) -> None:
         self.config = config
         photos = load_photos(Path(config.instance_data_dir), config.instance_prompt)
+        self.seconds: dict[str, float] = {}
         self.accelerator = accelerator or make_accelerator(config)
         self.seed = self._shared_seed()
-        self.pipe = pipe if pipe is not None else load_base(config)
+        with self._timed("loading"):
+            self.pipe = pipe if pipe is not None else load_base(config)
         check_base(self.pipe)
         self.resolution = self._resolution()
         self._show_progress = show_progress and self.accelerator.is_local_main_process
         self.models = {"unet": self.pipe.unet}
         if config.train_text_encoder:
             self.models["text_encoder"] = self.pipe.text_encoder
-        self._metadata = self._inject()
+        with self._timed("singular vectors"):
+            self._metadata = self._inject()
         self._place_models()
         self.photo_sets = self._prepare(photos)
         self.objective = Objective(
@@ -126,6 +131,12 @@ class Trainer:
         """The configured seed, or one that the main process draws for all."""
         drawn = [secrets.randbits(31) if self.config.seed is None else self.config.seed]
         return int(broadcast_object_list(drawn)[0])
+
+    @contextlib.contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[stage] = time.perf_counter() - started
 
     def _resolution(self) -> int:
         factor = int(self.pipe.vae_scale_factor)
@@ -167,8 +178,8 @@ class Trainer:
         if config.allow_tf32:
             torch.backends.cuda.matmul.allow_tf32 = True
         pipe.to(self.accelerator.device)
-        if config.mixed_precision != "no":
-            pipe.to(_PRECISIONS[config.mixed_precision])
+        if self.accelerator.mixed_precision in _PRECISIONS:
+            pipe.to(_PRECISIONS[self.accelerator.mixed_precision])
         for model in (pipe.unet, pipe.vae, pipe.text_encoder):
             model.requires_grad_(False)
         for injection in self._injections():
@@ -186,7 +197,7 @@ class Trainer:
         sets = [PhotoSet(photos, self.pipe, config, self.resolution, stream=0)]
         if config.with_prior_preservation:
             if class_images.missing_class_images(config):
-                with self.generating():
+                with self._timed("class images"), self.generating():
                     class_images.generate_class_images(
                         self.pipe,
                         config,
@@ -202,11 +213,12 @@ class Trainer:
                 limit=config.num_class_images,
             )
             sets.append(PhotoSet(class_photos, self.pipe, config, self.resolution, stream=1))
-        for photo_set in sets:
-            if config.cache_latents:
-                photo_set.cache_latents()
-            if self._caches_embeddings:
-                photo_set.cache_embeddings()
+        with self._timed("encoding"):
+            for photo_set in sets:
+                if config.cache_latents:
+                    photo_set.cache_latents()
+                if self._caches_embeddings:
+                    photo_set.cache_embeddings()
         self._park()
         return sets
 

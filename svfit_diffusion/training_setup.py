@@ -35,7 +35,8 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
             "--num_processes says; add --multi_gpu (it works on CPUs) or use torchrun"
         )
     device = PartialState(cpu=cpu).device
-    if config.mixed_precision == "fp16" and device.type == "cpu":
+    precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
+    if precision == "fp16" and device.type == "cpu":
         raise ConfigError(
             "mixed_precision fp16 needs a GPU and this machine has none; use 'no' or 'bf16'"
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -213,7 +213,7 @@ def fill_disk(error: Exception) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("No space left")]
+    "error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("No space left")]
 )
 def test_a_full_disk_keeps_the_previous_file(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -33,9 +33,8 @@ def generate(pipe: Any, prompt: str) -> torch.Tensor:
     return pipe(prompt, num_inference_steps=4, generator=generator, output_type="pt").images
 
 
-def test_samples_are_small() -> None:
-    size = sum(path.stat().st_size for path in SAMPLES.rglob("*") if path.is_file())
-    assert size <= 30e6
+def test_toybox_is_small() -> None:
+    assert sum(path.stat().st_size for path in TOYBOX.rglob("*") if path.is_file()) <= 30e6
 
 
 def test_toybox_draws_what_it_is_asked(toybox: Any) -> None:

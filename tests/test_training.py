@@ -14,7 +14,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from svfit_diffusion.class_images import class_folder
+from svfit_diffusion.class_images import class_folder, generate_class_images
 from svfit_diffusion.config import TrainingConfig
 from svfit_diffusion.data import image_files
 from svfit_diffusion.errors import (
@@ -284,3 +284,16 @@ def test_full_disk_keeps_the_previous_checkpoint(
         save_checkpoint(trainer, tmp_path)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == kept
     assert not list(tmp_path.glob(".checkpoint*"))
+
+
+def test_processes_that_start_at_different_times_share_the_class_images(
+    make_config: MakeConfig,
+) -> None:
+    """The second looks at the folder when the first has made its images."""
+    config = make_config(with_prior_preservation=True, class_prompt="a dog", num_class_images=5)
+    pipe = tiny.make_tiny_pipeline()
+    for process in (1, 0):
+        generate_class_images(
+            pipe, config, 0, process_index=process, num_processes=2, show_progress=False
+        )
+    assert len(image_files(class_folder(config))) == 5
