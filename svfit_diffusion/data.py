@@ -31,8 +31,12 @@ class Photo:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files in a folder, sorted by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    """The image files in a folder, sorted by name; hidden ones are left out."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
 
 
 def load_photos(folder: Path, prompt: str, limit: int | None = None) -> list[Photo]:

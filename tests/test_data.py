@@ -23,6 +23,7 @@ def test_captions_go_before_the_prompt(tmp_path: Path) -> None:
     photo(tmp_path, "a.png")
     photo(tmp_path, "b.jpg")
     photo(tmp_path, "c.webp")
+    (tmp_path / ".a.png").write_bytes(b"left by some other program")
     (tmp_path / "a.txt").write_text("from a file\n")
     line = {"file_name": "b.jpg", "text": "from the list"}
     (tmp_path / "metadata.jsonl").write_text(json.dumps(line) + "\n\n")
