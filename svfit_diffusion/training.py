@@ -33,7 +33,7 @@ from svfit_diffusion import checkpoint, class_images, components
 from svfit_diffusion.checkpoint import Adapter, AdapterMetadata
 from svfit_diffusion.config import TrainingConfig
 from svfit_diffusion.data import Photo, load_photos
-from svfit_diffusion.errors import ConfigError, DivergedError
+from svfit_diffusion.errors import AdapterNameError, ConfigError, DivergedError
 from svfit_diffusion.injection import Injection, inject
 from svfit_diffusion.objective import Objective
 from svfit_diffusion.photo_set import PhotoSet
@@ -81,7 +81,7 @@ class Trainer:
         ConfigError: settings that do not fit this machine or this base model.
         DataError: photos that cannot be used.
         TargetError: targets that match nothing.
-        CheckpointError: a checkpoint to resume from that is not one of this run.
+        AdapterNameError: the pipeline given carries an adapter `"subject"` already.
 
     Attributes:
         pipe: the pipeline in training, adapter included.
@@ -111,10 +111,6 @@ class Trainer:
         self.models = {"unet": self.pipe.unet}
         if config.train_text_encoder:
             self.models["text_encoder"] = self.pipe.text_encoder
-        with self._timed("singular vectors"):
-            self._metadata = self._inject()
-        self._place_models()
-        self.photo_sets = self._prepare(photos)
         self.objective = Objective(
             DDPMScheduler.from_config(self.pipe.scheduler.config),
             config.snr_gamma,
@@ -122,7 +118,21 @@ class Trainer:
         )
         self.step = 0
         self.total_steps = self._total_steps(len(photos))
-        self.optimizer, self.lr_scheduler = self._optimizer_and_schedule()
+        if ADAPTER_NAME in components.adapter_names(self.models):
+            raise AdapterNameError(
+                f"the pipeline carries an adapter {ADAPTER_NAME!r} already; delete it first"
+            )
+        try:
+            # First to the device: singular vectors and shifts are made where the weights are.
+            self.pipe.to(self.accelerator.device)
+            with self._timed("singular vectors"):
+                self._metadata = self._inject()
+            self.optimizer, self.lr_scheduler = self._optimizer_and_schedule()
+            self._freeze_models()
+            self.photo_sets = self._prepare(photos)
+        except BaseException:
+            self._withdraw()
+            raise
         self._sigma_norm = self._initial_sigma_norm()
 
     # Preparation
@@ -173,11 +183,16 @@ class Trainer:
             versions=checkpoint.package_versions(),
         )
 
-    def _place_models(self) -> None:
+    def _withdraw(self) -> None:
+        """Take the adapter off again, for a pipeline that someone else goes on using."""
+        for injection in self._injections():
+            if ADAPTER_NAME in injection.adapter_names:
+                injection.remove_adapter(ADAPTER_NAME)
+
+    def _freeze_models(self) -> None:
         config, pipe = self.config, self.pipe
         if config.allow_tf32:
             torch.backends.cuda.matmul.allow_tf32 = True
-        pipe.to(self.accelerator.device)
         if self.accelerator.mixed_precision in _PRECISIONS:
             pipe.to(_PRECISIONS[self.accelerator.mixed_precision])
         for model in (pipe.unet, pipe.vae, pipe.text_encoder):

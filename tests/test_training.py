@@ -18,6 +18,7 @@ from svfit_diffusion.class_images import class_folder, generate_class_images
 from svfit_diffusion.config import TrainingConfig
 from svfit_diffusion.data import image_files
 from svfit_diffusion.errors import (
+    AdapterNameError,
     CheckpointError,
     ConfigError,
     DataError,
@@ -226,6 +227,21 @@ def test_fp16_needs_a_gpu(make_config: MakeConfig) -> None:
 def test_unsupported_base(make_config: MakeConfig) -> None:
     with pytest.raises(ConfigError, match="9 channels"):
         Trainer(make_config(), pipe=tiny.make_tiny_pipeline(in_channels=9), show_progress=False)
+
+
+def test_a_failed_start_leaves_the_pipeline_as_it_was(make_config: MakeConfig) -> None:
+    pipe = tiny.make_tiny_pipeline()
+    before = tiny.run_pipeline(pipe)
+    config = make_config(use_8bit_adam=True, train_text_encoder=True)
+    with pytest.raises(ConfigError, match="bitsandbytes"):
+        Trainer(config, pipe=pipe, show_progress=False)
+    assert pipe.get_list_svfit_adapters() == {}
+    assert torch.equal(tiny.run_pipeline(pipe), before)
+    trainer = Trainer(make_config(), pipe=pipe, show_progress=False)
+    next(trainer.steps())
+    with pytest.raises(AdapterNameError, match="already"):
+        Trainer(make_config(), pipe=pipe, show_progress=False)
+    assert deltas(trainer).any()
 
 
 def test_resume_refuses_other_runs(make_config: MakeConfig, tmp_path: Path) -> None:
