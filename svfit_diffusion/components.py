@@ -11,7 +11,7 @@ from svfit_diffusion import spectral
 from svfit_diffusion.basis import BaseWeights, load_bases, read_base
 from svfit_diffusion.checkpoint import COMPONENTS, Adapter, AdapterMetadata, match_layers
 from svfit_diffusion.errors import AdapterNameError, BaseMismatchError, CheckpointError
-from svfit_diffusion.injection import Injection, shiftable_layers
+from svfit_diffusion.injection import Injection, check_known, shiftable_layers
 
 Models = Mapping[str, nn.Module]
 """Models by the name of their pipeline component, such as `{"unet": …, "text_encoder": …}`."""
@@ -41,13 +41,13 @@ def adapter_names(models: Models) -> list[str]:
 
 def check_names(models: Models, names: list[str]) -> None:
     """Raise `AdapterNameError` if one of `names` is on none of the models."""
-    loaded = adapter_names(models)
-    unknown = [name for name in names if name not in loaded]
-    if unknown:
-        raise AdapterNameError(
-            f"unknown adapter {', '.join(map(repr, unknown))}; "
-            f"loaded: {', '.join(map(repr, loaded)) or 'none'}"
-        )
+    check_known(names, adapter_names(models))
+
+
+def refuse_while_fused(models: Models, what: str) -> None:
+    """Raise `StateError` if adapters are fused on any model; `what` completes "cannot …"."""
+    for injection in injections(models).values():
+        injection.refuse_while_fused(what)
 
 
 def put_adapter(
@@ -71,8 +71,7 @@ def put_adapter(
         raise AdapterNameError(
             f"adapter name {adapter_name!r} is taken; delete that adapter or use another name"
         )
-    for injection in injections(models).values():
-        injection.refuse_while_fused("load an adapter")
+    refuse_while_fused(models, "load an adapter")
     missing = [component for component in adapter.deltas if component not in models]
     if missing:
         raise CheckpointError(
@@ -81,7 +80,7 @@ def put_adapter(
     matched = {}
     for component, deltas in adapter.deltas.items():
         full_ranks = {
-            path: min(spectral.as_matrix(layer.weight).shape)
+            path: spectral.full_rank(layer.weight)
             for path, layer in shiftable_layers(models[component]).items()
         }
         matched[component] = match_layers(deltas, full_ranks, component)

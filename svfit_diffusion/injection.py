@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from svfit_diffusion.attention import (
 from svfit_diffusion.basis import load_bases, read_base
 from svfit_diffusion.checkpoint import AdapterMetadata
 from svfit_diffusion.config import SVFitConfig
-from svfit_diffusion.errors import AdapterNameError, ConfigError, StateError, TargetError
+from svfit_diffusion.errors import AdapterNameError, StateError, TargetError
 from svfit_diffusion.layers import SHIFTABLE, Shiftable, ShiftedProjection
 from svfit_diffusion.spectral import Basis
 
@@ -195,7 +195,7 @@ class Injection:
             StateError: adapters are fused.
         """
         self.refuse_while_fused("delete an adapter")
-        self._check_names([adapter_name])
+        check_known([adapter_name], self.adapter_names)
         for projection in self.projections.values():
             if adapter_name in projection.deltas:
                 projection.remove(adapter_name)
@@ -220,7 +220,7 @@ class Injection:
             StateError: adapters are fused.
         """
         self.refuse_while_fused("change the active adapters")
-        self._check_names(weights)
+        check_known(weights, self.adapter_names)
         self._weights = dict(weights)
         self._activate()
 
@@ -258,7 +258,7 @@ class Injection:
         Raises:
             AdapterNameError: there is no such adapter.
         """
-        self._check_names([adapter_name])
+        check_known([adapter_name], self.adapter_names)
         for path, projection in self.projections.items():
             if adapter_name in projection.deltas:
                 yield path, projection.deltas[adapter_name]
@@ -325,14 +325,6 @@ class Injection:
         for projection in self.projections.values():
             projection.activate(weights)
 
-    def _check_names(self, names: Any) -> None:
-        unknown = [name for name in names if name not in self.adapter_names]
-        if unknown:
-            raise AdapterNameError(
-                f"unknown adapter {', '.join(map(repr, unknown))}; "
-                f"loaded: {', '.join(map(repr, self.adapter_names)) or 'none'}"
-            )
-
     def refuse_while_fused(self, what: str) -> None:
         """Raise `StateError` if adapters are fused; `what` completes "cannot …"."""
         if self.is_fused:
@@ -385,6 +377,16 @@ class Injection:
         self._patches = []
 
 
+def check_known(names: Iterable[str], loaded: Sequence[str]) -> None:
+    """Raise `AdapterNameError` if one of `names` is not among the `loaded` adapters."""
+    unknown = [name for name in names if name not in loaded]
+    if unknown:
+        raise AdapterNameError(
+            f"unknown adapter {', '.join(map(repr, unknown))}; "
+            f"loaded: {', '.join(map(repr, loaded)) or 'none'}"
+        )
+
+
 def inject(
     model: nn.Module,
     config: SVFitConfig | None = None,
@@ -417,7 +419,7 @@ def inject(
     layers = select_targets(model, config.target)
     if isinstance(config.rank, int):
         for path, layer in layers.items():
-            _check_full_rank(path, layer, config.rank)
+            spectral.check_rank_fits(config.rank, spectral.full_rank(layer.weight), path)
     base = read_base(model, layers)
     bases = load_bases(base, show_progress=show_progress)
     deltas = {
@@ -430,15 +432,6 @@ def inject(
     injection.set_enabled(True)
     injection.set_active({adapter_name: 1.0})
     return injection
-
-
-def _check_full_rank(path: str, layer: Shiftable, rank: int) -> None:
-    full = min(spectral.as_matrix(layer.weight).shape)
-    if rank > full:
-        raise ConfigError(
-            f"rank {rank} exceeds the {full} singular values of {path}; use at most {full}, or a "
-            f"fraction such as 1.0 (all) or 0.99 (99 % of the energy)"
-        )
 
 
 def eject(model: nn.Module) -> None:

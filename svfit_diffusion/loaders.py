@@ -105,10 +105,8 @@ def set_svfit_adapters(
     names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
     components.check_names(components.models_of(pipe), names)
     weights = dict(zip(names, _weight_list(names, adapter_weights), strict=True))
-    injections = _injections(pipe)
-    for injection in injections.values():
-        injection.refuse_while_fused("change the active adapters")
-    for component, injection in injections.items():
+    components.refuse_while_fused(components.models_of(pipe), "change the active adapters")
+    for component, injection in _injections(pipe).items():
         injection.set_active(
             {
                 name: weight.get(component, 1.0) if isinstance(weight, Mapping) else weight
@@ -156,10 +154,8 @@ def delete_svfit_adapters(pipe: DiffusionPipeline, adapter_names: str | Sequence
     """
     names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
     components.check_names(components.models_of(pipe), names)
-    injections = _injections(pipe).values()
-    for injection in injections:
-        injection.refuse_while_fused("delete an adapter")
-    for injection in injections:
+    components.refuse_while_fused(components.models_of(pipe), "delete an adapter")
+    for injection in _injections(pipe).values():
         for name in names:
             if name in injection.adapter_names:
                 injection.remove_adapter(name)
@@ -255,10 +251,8 @@ def add_pipeline_methods() -> None:
 
 
 def _set_enabled(pipe: DiffusionPipeline, enabled: bool) -> None:
-    injections = _injections(pipe).values()
-    for injection in injections:
-        injection.refuse_while_fused("enable or disable adapters")
-    for injection in injections:
+    components.refuse_while_fused(components.models_of(pipe), "enable or disable adapters")
+    for injection in _injections(pipe).values():
         injection.set_enabled(enabled)
 
 

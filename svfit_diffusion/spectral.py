@@ -56,6 +56,11 @@ def as_matrix(weight: Tensor) -> Tensor:
     return weight.reshape(weight.shape[0], -1)
 
 
+def full_rank(weight: Tensor) -> int:
+    """Number of singular values of a weight `(out, in, *kernel)`."""
+    return min(as_matrix(weight).shape)
+
+
 def canonical_weight(weight: Tensor) -> Tensor:
     """The float16 rounding `(out, in·∏kernel)` of a weight, on which its basis is defined.
 
@@ -103,11 +108,7 @@ def select_rank(sigma: Tensor, rank: Rank) -> int:
     """
     check_rank(rank)
     if isinstance(rank, int):
-        if rank > sigma.numel():
-            raise ConfigError(
-                f"rank {rank} exceeds the {sigma.numel()} singular values of this weight; use a "
-                f"smaller rank, or a fraction such as 1.0 (all) or 0.99 (99 % of the energy)"
-            )
+        check_rank_fits(rank, sigma.numel(), "this weight")
         return rank
     if rank == 1.0:
         return sigma.numel()
@@ -125,6 +126,15 @@ def check_rank(rank: Rank) -> None:
         raise ConfigError(
             f"a float rank is an energy fraction in (0, 1], got {rank}; "
             f"for a fixed number of singular values pass an int"
+        )
+
+
+def check_rank_fits(rank: int, full: int, owner: str) -> None:
+    """Raise `ConfigError` if `rank` exceeds the `full` number of singular values of `owner`."""
+    if rank > full:
+        raise ConfigError(
+            f"rank {rank} exceeds the {full} singular values of {owner}; use at most {full}, or a "
+            f"fraction such as 1.0 (all) or 0.99 (99 % of the energy)"
         )
 
 
