@@ -125,7 +125,8 @@ def _read(folder: Path, digest: str, matrix: Tensor) -> Basis | None:
                 raise ValueError("not a basis file of this version")
             basis = Basis(*(file.get_tensor(name) for name in ("u", "v", "sigma")))
         _verify(basis, matrix)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        # RuntimeError: torch's memory map found the file gone, another process having removed it.
         logger.warning("Recomputing singular values: cache file %s is unusable (%s)", path, error)
         return None
     return basis

@@ -168,7 +168,7 @@ def read_adapter(path: Path) -> Adapter:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError) as error:  # torch maps the file, and may fail
         raise CheckpointError(
             f"{path} is not a readable safetensors file (damaged, truncated or another format): "
             f"{error}"
