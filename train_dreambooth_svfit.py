@@ -59,8 +59,9 @@ def train(config: TrainingConfig) -> Path:
         accelerator.print(f"Resumed from {checkpoint} at step {trainer.step}")
     if config.report_to:
         accelerator.init_trackers("dreambooth-svfit", config=_plain(config))
-    adapter = trainer.adapter()
-    accelerator.print(f"Training {adapter.parameter_count:,} singular values")
+    values = sum(parameter.numel() for parameter in trainer.sigma_parameters())
+    kept = f", to keep the {config.budget:,} most useful" if config.budget else ""
+    accelerator.print(f"Training {values:,} singular values{kept}")
     prompts = config.validation_prompt or [trainer.photo_sets[0].photos[0].prompt]
     generating = time.perf_counter()
     before = _generate(trainer, prompts, base=True)
@@ -91,6 +92,7 @@ def train(config: TrainingConfig) -> Path:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         path = trainer.save(output)
+        adapter = trainer.adapter()
         picture = _before_after(trainer, prompts, before, _generate(trainer, prompts))
         picture.save(output / PICTURE_NAME)
         seconds = {
@@ -106,7 +108,7 @@ def train(config: TrainingConfig) -> Path:
         )
         if config.push_to_hub:
             repo_id = config.hub_model_id or output.name
-            write_model_card(output, repo_id, trainer.adapter().metadata, adapter.parameter_count)
+            write_model_card(output, repo_id, adapter.metadata, adapter.parameter_count)
             print(f"Uploaded to {push_adapter(output, repo_id, config.hub_token)}")
     accelerator.end_training()
     return output

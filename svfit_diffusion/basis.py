@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,14 @@ class BaseWeights:
     digests: dict[str, str]
 
     def fingerprint(self, paths: Iterable[str] | None = None) -> str:
-        """One digest over some layers (default: all), independent of the layers' names' order."""
-        chosen = sorted(self.digests[path] for path in (self.digests if paths is None else paths))
-        return hashlib.sha256("".join(chosen).encode()).hexdigest()
+        """`fingerprint` of these layers."""
+        return fingerprint(self.digests, paths)
+
+
+def fingerprint(digests: Mapping[str, str], paths: Iterable[str] | None = None) -> str:
+    """One digest over the digests of some layers (default: all), whatever their names and order."""
+    chosen = sorted(digests[path] for path in (digests if paths is None else paths))
+    return hashlib.sha256("".join(chosen).encode()).hexdigest()
 
 
 def cache_directory() -> Path:

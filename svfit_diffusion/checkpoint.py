@@ -4,12 +4,16 @@ An adapter is one safetensors file: a vector `<component>.<module path>.delta` `
 shifted layer, and metadata in the header. Paths in text encoders are written as
 `text_model.encoder.layers.0…`, as every published LoRA does, and accepted with or without
 `text_model.`. Files of other kinds (pickles above all) are refused.
+
+A layer of which a budget kept little is written sparsely: `.delta` `(k,)` holds the values kept and
+`<component>.<module path>.index` `(k,)` int16 their positions from 0, ascending. Zeros at the end
+of a vector are left out. In memory every vector is dense.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata as importlib_metadata
 from pathlib import Path
@@ -28,7 +32,11 @@ COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 
 _FORMAT = "svfit"
 _FORMAT_VERSION = "1"
-_SUFFIX = ".delta"
+_VALUES = ".delta"
+_POSITIONS = ".index"
+_MAX_SPARSE_LENGTH = 2**15  # what int16 counts
+_MAX_VALUES = 2**24  # several times what any model has; a small file must not fill the memory
+_HEADER_ENTRY_BYTES = 60  # type, shape and offsets of a tensor; its name comes on top
 _OBJECTS_OF_TEXT = ("fingerprints", "rank", "target", "versions")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
@@ -40,7 +48,7 @@ class AdapterMetadata:
     Attributes:
         base_model: id or path of the base model, `""` if unknown.
         base_revision: its revision.
-        fingerprints: SHA-256 of the base's shifted weights, per component.
+        fingerprints: SHA-256 of the base's weights under the adapter's layers, per component.
         rank: the rank asked for, per component, as a user would write it.
         target: the targets asked for, per component, separated by spaces.
         instance_prompt: prompt the subject was trained with.
@@ -103,7 +111,7 @@ class Adapter:
     """A trained adapter, as a file holds it.
 
     Attributes:
-        deltas: shift `(r,)` float32 by module path, per component.
+        deltas: shift `(r,)` float32 by module path, per component; r is at most the layer's rank.
         metadata: where it comes from.
     """
 
@@ -112,8 +120,10 @@ class Adapter:
 
     @property
     def parameter_count(self) -> int:
-        """Number of values trained."""
-        return sum(delta.numel() for paths in self.deltas.values() for delta in paths.values())
+        """Number of values that shift something: all that were trained, or kept by a budget."""
+        return sum(
+            int(delta.count_nonzero()) for paths in self.deltas.values() for delta in paths.values()
+        )
 
 
 def package_versions() -> dict[str, str]:
@@ -125,12 +135,29 @@ def package_versions() -> dict[str, str]:
 
 
 def state_dict(adapter: Adapter) -> dict[str, Tensor]:
-    """The tensors of an adapter under the names that a file gives them."""
-    return {
-        f"{component}.{_published_path(component, path)}{_SUFFIX}": delta
+    """The tensors of an adapter under the names that a file gives them, sparse where smaller."""
+    named = {
+        f"{component}.{_published_path(component, path)}": delta
         for component, deltas in adapter.deltas.items()
         for path, delta in deltas.items()
     }
+    return {
+        name + suffix: tensor
+        for name, delta in named.items()
+        for suffix, tensor in _packed(name, delta).items()
+    }
+
+
+def _packed(name: str, delta: Tensor) -> dict[str, Tensor]:
+    """The tensors that hold a shift `(r,)` in the fewest bytes, by suffix."""
+    kept = delta.nonzero().flatten()
+    dense = delta[: max(kept.tolist(), default=0) + 1]
+    index = kept.to(torch.int16)
+    index_bytes = index.nbytes + len(name + _POSITIONS) + _HEADER_ENTRY_BYTES
+    is_smaller = delta[kept].nbytes + index_bytes < dense.nbytes
+    if is_smaller and kept.numel() and dense.numel() <= _MAX_SPARSE_LENGTH:
+        return {_VALUES: delta[kept], _POSITIONS: index}
+    return {_VALUES: dense}
 
 
 def _published_path(component: str, path: str) -> str:
@@ -183,7 +210,7 @@ def parse_adapter(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> A
     """Make an adapter of named tensors, checking every name, shape and value.
 
     Args:
-        tensors: `<component>.<module path>.delta` vectors.
+        tensors: `<component>.<module path>.delta` vectors, `.index` beside those that are sparse.
         header: file metadata, empty for a bare state dict.
 
     Raises:
@@ -201,26 +228,69 @@ def parse_adapter(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> A
         )
     if not tensors:
         raise CheckpointError("holds no tensors, expected one `.delta` vector per layer")
-    deltas: dict[str, dict[str, Tensor]] = {}
-    problems = []
-    for name, tensor in tensors.items():
-        component, _, rest = str(name).partition(".")
-        path = rest.removesuffix(_SUFFIX)
-        if component not in COMPONENTS or not rest.endswith(_SUFFIX) or not path:
-            problems.append(f"unknown key {name!r}")
-        elif not isinstance(tensor, Tensor):
-            problems.append(f"{name!r} is a {type(tensor).__name__}, expected a float vector (r,)")
-        elif tensor.dim() != 1 or not tensor.numel() or not tensor.is_floating_point():
-            problems.append(
-                f"{name!r} is {tuple(tensor.shape)} {tensor.dtype}, expected a float vector (r,)"
-            )
-        elif not torch.isfinite(tensor.float()).all():
-            problems.append(f"{name!r} holds NaN or infinite values")
-        else:
-            deltas.setdefault(component, {})[path] = tensor.float()
+    problems = list(_problems(tensors))
     if problems:
         raise CheckpointError(_list("not an SVFit adapter", problems))
+    lengths = {n: int(t[-1]) + 1 for n, t in tensors.items() if _split_suffix(n)[1] == _POSITIONS}
+    if sum(lengths.values()) > _MAX_VALUES:
+        raise CheckpointError(
+            f"its positions reach over {sum(lengths.values())} singular values, more than any "
+            f"model has; the file is damaged or made to exhaust the memory"
+        )
+    deltas: dict[str, dict[str, Tensor]] = {}
+    for name, values in tensors.items():
+        layer, suffix = _split_suffix(name)
+        if suffix == _VALUES:
+            component, _, path = layer.partition(".")
+            index = tensors.get(layer + _POSITIONS)
+            deltas.setdefault(component, {})[path] = _unpacked(values.float(), index)
     return Adapter(deltas, AdapterMetadata.from_header(header))
+
+
+def _problems(tensors: Mapping[Any, Any]) -> Iterator[str]:
+    """What keeps named tensors from being an adapter."""
+    for name, tensor in tensors.items():
+        layer, suffix = _split_suffix(str(name))
+        component, _, path = layer.partition(".")
+        if component not in COMPONENTS or not path or suffix not in (_VALUES, _POSITIONS):
+            yield f"unknown key {name!r}"
+        elif not isinstance(tensor, Tensor):
+            yield f"{name!r} is a {type(tensor).__name__}, expected a tensor"
+        elif suffix == _POSITIONS:
+            yield from _problems_of_index(name, tensor, tensors.get(layer + _VALUES))
+        elif tensor.dim() != 1 or not tensor.numel() or not tensor.is_floating_point():
+            yield f"{name!r} is {tuple(tensor.shape)} {tensor.dtype}, expected a float vector (r,)"
+        elif not torch.isfinite(tensor.float()).all():
+            yield f"{name!r} holds NaN or infinite values"
+
+
+def _problems_of_index(name: str, index: Tensor, values: Any) -> Iterator[str]:
+    """What keeps a tensor from holding the positions of `values`."""
+    if not isinstance(values, Tensor):
+        yield f"{name!r} has no {_VALUES!r} vector beside it"
+    elif index.dtype != torch.int16 or index.dim() != 1 or index.shape != values.shape:
+        yield (
+            f"{name!r} is {tuple(index.shape)} {index.dtype}, expected an int16 vector of as many "
+            f"positions as its {_VALUES!r} has values, {tuple(values.shape)}"
+        )
+    elif (index < 0).any() or (index.diff() <= 0).any():
+        yield f"{name!r} holds positions that do not ascend from 0 or more"
+
+
+def _split_suffix(name: str) -> tuple[str, str]:
+    """A tensor's name as `<component>.<module path>` and the suffix that says what it holds."""
+    layer, dot, kind = name.rpartition(".")
+    return layer, dot + kind
+
+
+def _unpacked(values: Tensor, index: Tensor | None) -> Tensor:
+    """The shift `(r,)` that `_packed` gave as these values, at these positions if there are any."""
+    if index is None:
+        return values
+    positions = index.long()
+    dense = values.new_zeros(int(positions[-1]) + 1)
+    dense[positions] = values
+    return dense
 
 
 def _list(title: str, problems: list[str], limit: int = 8) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -95,7 +96,7 @@ def put_adapter(
         kept = {p: loaded[component][p].truncated(delta.numel()) for p, delta in deltas.items()}
         injection = Injection.of(models[component])
         injection.add_adapter(adapter_name, deltas, kept, trainable=trainable)
-        injection.fingerprints[adapter_name] = bases[component].fingerprint()
+        injection.digests[adapter_name] = bases[component].digests
         injection.metadata[adapter_name] = adapter.metadata
 
 
@@ -127,10 +128,28 @@ def collect_adapter(
     deltas, fingerprints = {}, {}
     for component, injection in injections(models).items():
         if adapter_name in injection.adapter_names:
-            fingerprints[component] = injection.fingerprints[adapter_name]
+            fingerprints[component] = injection.fingerprint(adapter_name)
             deltas[component] = {
                 path: parameter.detach().cpu()
                 for path, parameter in injection.sigma_parameters(adapter_name)
             }
             metadata = metadata or injection.metadata.get(adapter_name)
     return Adapter(deltas, metadata or AdapterMetadata(fingerprints=fingerprints))
+
+
+def without_idle_layers(models: Models, adapter_name: str, adapter: Adapter) -> Adapter:
+    """Leave out the layers of a collected adapter that hold nothing but zeros.
+
+    A budget makes many of them. The fingerprints become those of the layers left. An adapter that
+    shifts nothing at all stays as it is.
+    """
+    shifting = {
+        component: {path: delta for path, delta in deltas.items() if delta.any()}
+        for component, deltas in adapter.deltas.items()
+    }
+    deltas = {component: layers for component, layers in shifting.items() if layers}
+    if not deltas:
+        return adapter
+    found = injections(models)
+    left = {c: found[c].fingerprint(adapter_name, paths) for c, paths in deltas.items()}
+    return Adapter(deltas, replace(adapter.metadata, fingerprints=left))

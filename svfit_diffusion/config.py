@@ -106,6 +106,11 @@ class TrainingConfig:
         "Singular values to train per weight: an integer, or a fraction of the spectral energy to "
         "cover such as 0.99; 1.0 trains all.",
     )
+    budget: int | None = _setting(
+        None,
+        "Keep only this many of them, the most useful over the whole model, and zero the others on "
+        "the way; default: keep all.",
+    )
     target: list[str] = _setting(  # noqa: RUF009
         ["attention"],
         "Layers: 'attention', 'all' (every Linear and Conv), layer names such as to_v, or regular "
@@ -221,6 +226,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         self.svfit  # noqa: B018  (checks rank and target)
         for name in (
+            "budget",
             "num_class_images",
             "sample_batch_size",
             "train_batch_size",

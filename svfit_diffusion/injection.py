@@ -24,7 +24,7 @@ from svfit_diffusion.attention import (
     without_lora,
     wrap_processor,
 )
-from svfit_diffusion.basis import load_bases, read_base
+from svfit_diffusion.basis import fingerprint, load_bases, read_base
 from svfit_diffusion.checkpoint import AdapterMetadata
 from svfit_diffusion.config import SVFitConfig
 from svfit_diffusion.errors import AdapterNameError, StateError, TargetError
@@ -119,7 +119,7 @@ class Injection:
         model: the model whose layers are shifted.
         projections: shifted layers by module path.
         adapter_names: adapters added, in order.
-        fingerprints: of the base weights under each adapter, by adapter name.
+        digests: of the base weight under each layer (`BaseWeights.digests`), by adapter name.
         metadata: what is known of adapters that came from a file, by adapter name.
     """
 
@@ -127,7 +127,7 @@ class Injection:
         self.model = model
         self.projections: dict[str, ShiftedProjection] = {}
         self.adapter_names: list[str] = []
-        self.fingerprints: dict[str, str] = {}
+        self.digests: dict[str, dict[str, str]] = {}
         self.metadata: dict[str, AdapterMetadata] = {}
         self._weights: dict[str, float] = {}
         self._enabled = True
@@ -204,7 +204,7 @@ class Injection:
         self.adapter_names.remove(adapter_name)
         self.projections = {p: proj for p, proj in self.projections.items() if proj.deltas}
         self._weights.pop(adapter_name, None)
-        self.fingerprints.pop(adapter_name, None)
+        self.digests.pop(adapter_name, None)
         self.metadata.pop(adapter_name, None)
         if not self.adapter_names:
             self.eject()
@@ -263,6 +263,15 @@ class Injection:
             if adapter_name in projection.deltas:
                 yield path, projection.deltas[adapter_name]
 
+    def fingerprint(self, adapter_name: str, paths: Iterable[str] | None = None) -> str:
+        """One digest of the base weights under an adapter's layers, or under some of them.
+
+        Raises:
+            AdapterNameError: there is no such adapter.
+        """
+        check_known([adapter_name], self.adapter_names)
+        return fingerprint(self.digests[adapter_name], paths)
+
     def fuse(self, scale: float = 1.0) -> None:
         """Write the active adapters, times `scale`, into the model's weights until `unfuse`.
 
@@ -314,7 +323,7 @@ class Injection:
             projection.activate({})
         self.projections = {}
         self.adapter_names = []
-        self.fingerprints = {}
+        self.digests = {}
         self.metadata = {}
         self._weights = {}
         if Injection.find(self.model) is self:
@@ -428,7 +437,7 @@ def inject(
     }
     kept = {path: bases[path].truncated(delta.numel()) for path, delta in deltas.items()}
     injection.add_adapter(adapter_name, deltas, kept, trainable=trainable)
-    injection.fingerprints[adapter_name] = base.fingerprint()
+    injection.digests[adapter_name] = base.digests
     injection.set_enabled(True)
     injection.set_active({adapter_name: 1.0})
     return injection

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
@@ -10,6 +11,23 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor
 
 from svfit_diffusion.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training examples, ready for the denoiser.
+
+    Attributes:
+        latents: `(n, c, h, w)` float32, scaled as the UNet expects.
+        noise: like `latents`.
+        timesteps: `(n,)` integers.
+        text: embeddings of the prompts, `(n, length, width)`.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    text: Tensor
 
 
 @dataclass(frozen=True)
@@ -52,6 +70,15 @@ class Objective:
     def noisy(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """`x_t`, `(n, c, h, w)`: latents with the noise of their timesteps `(n,)`."""
         return self.scheduler.add_noise(latents, noise, timesteps)
+
+    def batch_losses(self, unet: Any, batch: Batch) -> Tensor:
+        """Weighted error of each example `(n,)`, float32, computed where the UNet is."""
+        device, dtype = unet.device, unet.dtype
+        latents, noise = batch.latents.to(device), batch.noise.to(device)
+        timesteps, text = batch.timesteps.to(device), batch.text.to(device, dtype)
+        noisy = self.noisy(latents, noise, timesteps).to(dtype)
+        prediction = unet(noisy, timesteps, text).sample
+        return self.losses(prediction, latents, noise, timesteps)
 
     def losses(
         self, prediction: Tensor, latents: Tensor, noise: Tensor, timesteps: Tensor

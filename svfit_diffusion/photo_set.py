@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from svfit_diffusion.config import TrainingConfig
 from svfit_diffusion.data import Draw, Photo, draw_example, square
+from svfit_diffusion.objective import Batch, Objective
 
 
 class PhotoSet:
@@ -83,3 +85,28 @@ class PhotoSet:
             prompts, self._pipe.text_encoder.device, 1, do_classifier_free_guidance=False
         )
         return embeddings
+
+
+def draw_batch(
+    photo_sets: Sequence[PhotoSet], objective: Objective, seed: int, positions: Sequence[int]
+) -> Batch:
+    """The examples at `positions` of every set's stream, one set after the other.
+
+    Args:
+        photo_sets: instance photos, and class images if there are any.
+        objective: draws noise and timesteps.
+        seed: the run's seed.
+        positions: 0, 1, 2, …
+    """
+    latents, noises, timesteps, embeddings = [], [], [], []
+    for photo_set in photo_sets:
+        draws = [photo_set.draw(seed, position) for position in positions]
+        for draw in draws:
+            latents.append(photo_set.latent(draw))
+            noise, timestep = objective.draw(latents[-1], draw.generator)
+            noises.append(noise)
+            timesteps.append(timestep)
+        embeddings.append(photo_set.embeddings(draws))
+    return Batch(
+        torch.stack(latents), torch.stack(noises), torch.stack(timesteps), torch.cat(embeddings)
+    )

@@ -30,13 +30,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from svfit_diffusion import checkpoint, class_images, components
+from svfit_diffusion.budget import Pruner
 from svfit_diffusion.checkpoint import Adapter, AdapterMetadata
 from svfit_diffusion.config import TrainingConfig
 from svfit_diffusion.data import Photo, load_photos
 from svfit_diffusion.errors import AdapterNameError, ConfigError, DivergedError
 from svfit_diffusion.injection import Injection, inject
 from svfit_diffusion.objective import Objective
-from svfit_diffusion.photo_set import PhotoSet
+from svfit_diffusion.photo_set import PhotoSet, draw_batch
 from svfit_diffusion.training_setup import check_base, load_base, make_accelerator, make_optimizer
 
 ADAPTER_NAME = "subject"
@@ -78,7 +79,8 @@ class Trainer:
         show_progress: show progress bars of the preparation.
 
     Raises:
-        ConfigError: settings that do not fit this machine or this base model.
+        ConfigError: settings that do not fit this machine or this base model, such as a budget of
+            more values than it has.
         DataError: photos that cannot be used.
         TargetError: targets that match nothing.
         AdapterNameError: the pipeline given carries an adapter `"subject"` already.
@@ -87,6 +89,8 @@ class Trainer:
         pipe: the pipeline in training, adapter included.
         step: optimizer steps done.
         total_steps: optimizer steps of the whole run.
+        pruner: brings the adapter down to its budget, by the share `budget.PRUNING_ENDS` of the
+            run; None without a budget. A run stopped before holds more.
         seconds: duration of each stage of the preparation, by name.
     """
 
@@ -127,6 +131,11 @@ class Trainer:
             self.pipe.to(self.accelerator.device)
             with self._timed("singular vectors"):
                 self._metadata = self._inject()
+            self.pruner = (
+                Pruner(self.sigma_parameters(), config.budget, self.total_steps)
+                if config.budget
+                else None
+            )
             self.optimizer, self.lr_scheduler = self._optimizer_and_schedule()
             self._freeze_models()
             self.photo_sets = self._prepare(photos)
@@ -170,7 +179,7 @@ class Trainer:
                 injection = inject(
                     model, config.svfit, ADAPTER_NAME, show_progress=self._show_progress
                 )
-                fingerprints[component] = injection.fingerprints[ADAPTER_NAME]
+                fingerprints[component] = injection.fingerprint(ADAPTER_NAME)
         return AdapterMetadata(
             base_model=config.pretrained_model_name_or_path,
             base_revision=config.revision or "",
@@ -324,8 +333,12 @@ class Trainer:
         self.optimizer.step()
         if not self.optimizer.step_was_skipped:
             self.lr_scheduler.step()
-        self.optimizer.zero_grad()
         self.step += 1
+        if self.pruner:
+            if not self.optimizer.step_was_skipped:  # else the gradients are not finite
+                self.pruner.weigh()
+            self.pruner.prune(self.step)
+        self.optimizer.zero_grad()
         return StepRecord(
             step=self.step,
             total_steps=self.total_steps,
@@ -345,25 +358,9 @@ class Trainer:
 
     def _losses(self, positions: list[int]) -> list[Tensor]:
         """Mean loss of this batch's instance photos, and of its class images if there are any."""
-        device = self.accelerator.device
-        unet = self.pipe.unet
-        latents, noises, timesteps, embeddings = [], [], [], []
-        for photo_set in self.photo_sets:
-            draws = [photo_set.draw(self.seed, position) for position in positions]
-            for draw in draws:
-                latents.append(photo_set.latent(draw))
-                noise, timestep = self.objective.draw(latents[-1], draw.generator)
-                noises.append(noise)
-                timesteps.append(timestep)
-            embeddings.append(photo_set.embeddings(draws))
-        latent = torch.stack(latents).to(device)
-        noise = torch.stack(noises).to(device)
-        timestep = torch.stack(timesteps).to(device)
-        text = torch.cat(embeddings).to(device, unet.dtype)
+        batch = draw_batch(self.photo_sets, self.objective, self.seed, positions)
         with self.accelerator.autocast():
-            noisy = self.objective.noisy(latent, noise, timestep).to(unet.dtype)
-            prediction = unet(noisy, timestep, text).sample
-        losses = self.objective.losses(prediction, latent, noise, timestep)
+            losses = self.objective.batch_losses(self.pipe.unet, batch)
         return [part.mean() for part in losses.chunk(len(self.photo_sets))]
 
     def _average_gradients(self, parameters: list[nn.Parameter]) -> None:
@@ -457,8 +454,16 @@ class Trainer:
         return images
 
     def adapter(self) -> Adapter:
-        """The adapter as learned so far."""
-        return components.collect_adapter(self.models, ADAPTER_NAME, self._metadata)
+        """The adapter as learned so far, without the layers of which the budget kept nothing."""
+        whole = components.collect_adapter(self.models, ADAPTER_NAME, self._metadata)
+        if self.pruner is None:
+            return whole
+        return components.without_idle_layers(self.models, ADAPTER_NAME, whole)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the base's weights under all layers in training, per component."""
+        return self._metadata.fingerprints
 
     def save(self, folder: Path) -> Path:
         """Write the adapter as learned so far into a folder, whole or not at all.

@@ -1,8 +1,8 @@
 """Checkpoints of a training run: saved whole, limited in number, resumed exactly.
 
-`checkpoint-<step>/` holds the adapter at that step, ready to use, the settings, and
-`training_state.pt`: optimizer, schedule and loss-scaler state. Random state needs none, see
-`data.draw_example`.
+`checkpoint-<step>/` holds the adapter at that step, ready to use, the settings and base, and
+`training_state.pt`: optimizer, schedule, loss-scaler and pruning state. Random state needs none,
+see `data.draw_example`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from svfit_diffusion.checkpoint import WEIGHTS_NAME, read_adapter
 from svfit_diffusion.config import TrainingConfig
 from svfit_diffusion.errors import CheckpointError
 from svfit_diffusion.training import Trainer
@@ -36,7 +35,11 @@ def save_checkpoint(trainer: Trainer, output_dir: Path, limit: int | None = None
     temporary = Path(tempfile.mkdtemp(dir=output_dir, prefix=f".{final.name}."))
     try:
         trainer.save(temporary)
-        settings = {**trainer.config.binding_settings(), "seed": trainer.seed}
+        settings = {
+            **trainer.config.binding_settings(),
+            "seed": trainer.seed,
+            "fingerprints": trainer.fingerprints,
+        }
         (temporary / _SETTINGS).write_text(json.dumps(settings, indent=2, sort_keys=True))
         torch.save(_state(trainer), temporary / _STATE)
         temporary.chmod(0o755)
@@ -102,8 +105,7 @@ def resume(trainer: Trainer, folder: Path) -> None:
     seed = check_settings(trainer.config, folder)
     if seed != trainer.seed:
         raise CheckpointError(f"{folder} was trained with seed {seed}, this run has {trainer.seed}")
-    adapter = read_adapter(folder / WEIGHTS_NAME)
-    if adapter.metadata.fingerprints != trainer.adapter().metadata.fingerprints:
+    if _settings(folder).get("fingerprints") != trainer.fingerprints:
         raise CheckpointError(f"{folder} was trained on another base model")
     try:
         state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
@@ -136,6 +138,7 @@ def _state(trainer: Trainer) -> dict[str, Any]:
         "optimizer": trainer.optimizer.state_dict(),
         "lr_scheduler": trainer.lr_scheduler.state_dict(),
         "scaler": scaler.state_dict() if scaler else None,
+        "pruner": trainer.pruner.state_dict() if trainer.pruner else None,
     }
 
 
@@ -144,6 +147,8 @@ def _restore(trainer: Trainer, state: dict[str, Any]) -> None:
     deltas = state["deltas"]
     if [delta.shape for delta in deltas] != [parameter.shape for parameter in parameters]:
         raise ValueError("it holds shifts of other shapes")
+    if trainer.pruner:
+        trainer.pruner.load_state_dict(state["pruner"])
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.lr_scheduler.load_state_dict(state["lr_scheduler"])
     if trainer.accelerator.scaler and state["scaler"]:

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional as F
 
 from svfit_diffusion.checkpoint import (
     Adapter,
@@ -66,7 +67,7 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "adapter.safetensors"
     write_adapter(path, make_adapter())
     assert_equal(read_adapter(path), make_adapter())
-    assert make_adapter().parameter_count == 5 + 1 + 2 + 3 + 2
+    assert make_adapter().parameter_count == 5 + 0 + 2 + 3 + 2
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -119,7 +120,7 @@ BAD_TENSORS: dict[str, tuple[dict[str, Any], str]] = {
     "nan": ({KEY: torch.tensor([1.0, torch.nan])}, "NaN"),
     "infinite": ({KEY: torch.tensor([1.0, -torch.inf])}, "infinite"),
     "beyond float32": ({KEY: torch.tensor([1e300], dtype=torch.float64)}, "infinite"),
-    "no tensor": ({KEY: [1.0, 2.0]}, "expected a float vector"),
+    "no tensor": ({KEY: [1.0, 2.0]}, "is a list, expected a tensor"),
     "number key": ({7: torch.ones(2)}, "unknown key"),
 }
 
@@ -241,6 +242,153 @@ def test_strided_views_and_parameters_can_be_saved(tmp_path: Path) -> None:
     adapter = Adapter({"unet": views}, AdapterMetadata())
     write_adapter(tmp_path / "a.safetensors", adapter)
     assert_equal(read_adapter(tmp_path / "a.safetensors"), adapter)
+
+
+def spread(length: int, *positions: int) -> Tensor:
+    """A shift `(length,)` that is -1, -2, … at some positions and zero elsewhere."""
+    delta = torch.zeros(length)
+    delta[list(positions)] = -torch.arange(1.0, len(positions) + 1)
+    return delta
+
+
+SPARSE = Adapter(
+    {
+        "unet": {
+            "a.to_q": spread(640, 0, 3, 100, 639),
+            "a.to_k": spread(640, 7),
+            "a.to_v": torch.zeros(640),
+            "a.to_out.0": torch.linspace(1, 2, 640),
+        },
+        "text_encoder": {"encoder.layers.0.self_attn.q_proj": spread(768, *range(40, 80))},
+    },
+    METADATA,
+)
+
+
+def test_what_a_budget_kept_is_written_sparsely(tmp_path: Path) -> None:
+    write_adapter(tmp_path / "a.safetensors", SPARSE)
+    tensors = load_file(tmp_path / "a.safetensors")
+    q_proj = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    expected = {
+        "unet.a.to_q.index": torch.tensor([0, 3, 100, 639], dtype=torch.int16),
+        "unet.a.to_q.delta": -torch.tensor([1.0, 2.0, 3.0, 4.0]),
+        "unet.a.to_k.delta": spread(640, 7)[:8],  # so short that positions would take more room
+        "unet.a.to_v.delta": torch.zeros(1),
+        "unet.a.to_out.0.delta": torch.linspace(1, 2, 640),
+        f"{q_proj}.delta": spread(768, *range(40, 80))[:80],
+    }
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())
+    assert all(tensors[name].dtype == tensor.dtype for name, tensor in expected.items())
+
+
+def test_sparse_files_are_read_as_dense_vectors(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_adapter(path, SPARSE)
+    read = read_adapter(path)
+    assert read.metadata == METADATA
+    assert read.parameter_count == SPARSE.parameter_count == 4 + 1 + 640 + 40
+    for component, deltas in SPARSE.deltas.items():
+        for name, delta in deltas.items():
+            path_in_file = name if component == "unet" else f"text_model.{name}"
+            found = read.deltas[component][path_in_file]
+            assert torch.equal(F.pad(found, (0, delta.numel() - found.numel())), delta)
+    # Saved again, it is as sparse as it was.
+    assert_equal(read, SPARSE)
+
+
+def test_a_dense_file_is_what_it_always_was(tmp_path: Path) -> None:
+    dense = {"a.to_q": torch.linspace(1, 2, 640), "a.to_k": torch.tensor([0.0, -1.0, 0.0, 2.0])}
+    write_adapter(tmp_path / "a.safetensors", Adapter({"unet": dense}, METADATA))
+    by_hand = {f"unet.{name}.delta": delta for name, delta in dense.items()}
+    save_file(by_hand, tmp_path / "b.safetensors", METADATA.to_header())
+    assert load_file(tmp_path / "a.safetensors").keys() == by_hand.keys()
+    assert (tmp_path / "a.safetensors").stat().st_size == (
+        tmp_path / "b.safetensors"
+    ).stat().st_size
+    assert_equal(read_adapter(tmp_path / "b.safetensors"), read_adapter(tmp_path / "a.safetensors"))
+
+
+@pytest.mark.parametrize("kept", [1, 8, 60, 160, 400, 426, 427, 600, 639])
+def test_sparse_is_never_larger(kept: int, tmp_path: Path) -> None:
+    positions = torch.randperm(639, generator=torch.Generator().manual_seed(kept))[: kept - 1]
+    delta = spread(640, *positions.tolist(), 639)
+    write_adapter(tmp_path / "a.safetensors", Adapter({"unet": {"a.to_q": delta}}, METADATA))
+    save_file({"unet.a.to_q.delta": delta}, tmp_path / "b.safetensors", METADATA.to_header())
+    sizes = [(tmp_path / name).stat().st_size for name in ("a.safetensors", "b.safetensors")]
+    # Where little is kept, much is saved.
+    assert sizes[0] <= sizes[1] - (1000 if kept <= 160 else 0)
+    (read,) = read_adapter(tmp_path / "a.safetensors").deltas["unet"].values()
+    assert torch.equal(read, delta)
+
+
+def test_an_adapter_of_zeros_stays_one(tmp_path: Path) -> None:
+    zeros = Adapter({"unet": {"a.to_q": torch.zeros(3)}}, METADATA)
+    write_adapter(tmp_path / "a.safetensors", zeros)
+    assert read_adapter(tmp_path / "a.safetensors").deltas["unet"]["a.to_q"].tolist() == [0.0]
+    assert zeros.parameter_count == 0
+
+
+def test_vectors_beyond_the_reach_of_int16_are_dense() -> None:
+    for length, is_sparse in ((2**15, True), (2**15 + 1, False)):
+        delta = spread(length, 5, length - 1)
+        tensors = state_dict(Adapter({"unet": {"a": delta}}, METADATA))
+        assert ("unet.a.index" in tensors) == is_sparse
+        assert torch.equal(parse_adapter(tensors, {}).deltas["unet"]["a"], delta)
+
+
+INDEX = KEY.replace(".delta", ".index")
+BAD_INDICES: dict[str, tuple[Any, str]] = {
+    "long": ([0, 1], "int64, expected an int16"),
+    "float": ([0.0, 1.0], "float32, expected an int16"),
+    "bool": ([False, True], "bool, expected an int16"),
+    "short": (torch.tensor([1], dtype=torch.int16), r"\(1,\) torch.int16, expected .* \(2,\)"),
+    "empty": (torch.tensor([], dtype=torch.int16), r"\(0,\) torch.int16"),
+    "scalar": (torch.tensor(1, dtype=torch.int16), r"\(\) torch.int16"),
+    "matrix": (torch.tensor([[0, 1]], dtype=torch.int16), r"\(1, 2\) torch.int16"),
+    "descending": (torch.tensor([4, 3], dtype=torch.int16), "ascend"),
+    "twice": (torch.tensor([3, 3], dtype=torch.int16), "ascend"),
+    "negative": (torch.tensor([-1, 3], dtype=torch.int16), "ascend"),
+    "wraps around": (torch.tensor([2**15 - 1, -(2**15)], dtype=torch.int16), "ascend"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_INDICES)
+def test_bad_positions_are_refused_with_the_reason(kind: str, tmp_path: Path) -> None:
+    index, reason = BAD_INDICES[kind]
+    save_file({KEY: torch.ones(2), INDEX: torch.as_tensor(index)}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=rf"to_q\.index.*{reason}"):
+        read_adapter(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        ({INDEX: torch.zeros(1, dtype=torch.int16)}, r"to_q\.index' has no '\.delta'"),
+        ({KEY: torch.ones(2), INDEX: [0, 1]}, r"to_q\.index' is a list"),
+        ({KEY: [1.0], INDEX: torch.zeros(1, dtype=torch.int16)}, r"to_q\.delta' is a list"),
+        (
+            {KEY: torch.tensor(1.0), INDEX: torch.tensor(0, dtype=torch.int16)},
+            r"to_q\.delta' is \(\)",
+        ),
+        ({KEY: torch.ones(0), INDEX: torch.zeros(0, dtype=torch.int16)}, r"to_q\.delta' is \(0,\)"),
+        ({"unet.index": torch.zeros(1, dtype=torch.int16)}, "unknown key 'unet.index'"),
+    ],
+)
+def test_positions_belong_to_values(tensors: dict[str, Any], reason: str) -> None:
+    with pytest.raises(CheckpointError, match=reason):
+        parse_adapter(tensors, {})
+
+
+def test_a_small_file_cannot_fill_the_memory() -> None:
+    tensors = {}
+    for layer in range(513):
+        tensors[f"unet.{layer}.delta"] = torch.ones(1)
+        tensors[f"unet.{layer}.index"] = torch.tensor([2**15 - 1], dtype=torch.int16)
+    with pytest.raises(CheckpointError, match="more than any model has"):
+        parse_adapter(tensors, {})
+    del tensors["unet.0.delta"], tensors["unet.0.index"]
+    assert parse_adapter(tensors, {}).parameter_count == 512
 
 
 RANKS = {"encoder.layers.0.q_proj": 4, "a.to_q": 3}

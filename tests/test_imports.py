@@ -13,17 +13,17 @@ PACKAGE = Path(svfit_diffusion.__file__).parent
 # this package. Keep this list when you add a module.
 GROUPS = [
     {"errors", "version"},
-    {"files", "spectral"},
+    {"files", "spectral", "budget"},
     {"layers", "basis"},
     {"attention", "config", "checkpoint"},
     {"injection"},
     {"components"},
     {"loaders"},
-    {"data", "captions", "objective"},
+    {"data", "objective"},
     {"class_images", "photo_set", "training_setup"},
     {"training"},
     {"training_state"},
-    {"metrics", "grid", "hub", "export"},
+    {"grid", "hub"},
 ]
 RANKS = {module: rank for rank, group in enumerate(GROUPS) for module in group}
 

@@ -42,6 +42,7 @@ from svfit_diffusion.checkpoint import (
     state_dict,
     write_adapter,
 )
+from svfit_diffusion.components import models_of, put_adapter
 from svfit_diffusion.injection import Injection, attention_layers, sigma_parameters
 from svfit_diffusion.loaders import PIPELINE_METHODS
 
@@ -209,6 +210,11 @@ def change(**tensors: Tensor) -> Callable[[], Adapter]:
     return make
 
 
+def one_of(length: int) -> Tensor:
+    """A shift with a single value, at its end, which a file holds sparsely."""
+    return torch.nn.functional.pad(torch.ones(1), (length - 1, 0))
+
+
 def with_component() -> Adapter:
     adapter = make_adapter()
     adapter.deltas["text_encoder_2"] = {"encoder.layers.0.mlp.fc1": torch.ones(2)}
@@ -225,6 +231,11 @@ MISFITS: dict[str, tuple[Callable[[], Adapter], type[Exception], str]] = {
     "layer": (change(no_such_layer=torch.ones(2)), CheckpointError, "no_such_layer"),
     "norm": (change(final_layer_norm=torch.ones(2)), CheckpointError, "final_layer_norm"),
     "rank": (lambda: make_adapter(rank=33), CheckpointError, "33 values, the layer has 32"),
+    "sparse": (
+        change(**{"encoder.layers.0.mlp.fc1": one_of(1000)}),
+        CheckpointError,
+        "1000 values, the layer has 32",
+    ),
     "nan": (
         change(**{"encoder.layers.0.mlp.fc1": torch.tensor([torch.nan])}),
         CheckpointError,
@@ -380,6 +391,44 @@ def test_weights_are_linear_in_the_shift(tiny_pipe: Any) -> None:
     other = tiny.make_tiny_pipeline()
     load(other, state_dict(Adapter(mixed, AdapterMetadata())))
     torch.testing.assert_close(*images_of(tiny_pipe, other), rtol=0, atol=1e-5)
+
+
+def make_pruned(seed: int, kept: int) -> Adapter:
+    """An adapter of full rank with at most `kept` values per layer, the last layer's all zero."""
+    adapter = make_adapter(seed)
+    generator = torch.Generator().manual_seed(seed)
+    for component, base in tiny_bases().items():
+        for path, matrix in base.matrices.items():
+            delta = torch.zeros(min(matrix.shape))
+            chosen = torch.randperm(delta.numel(), generator=generator)[:kept]
+            delta[chosen] = 0.5 * torch.randn(len(chosen), generator=generator)
+            adapter.deltas[component][path] = delta
+        adapter.deltas[component][path] = torch.zeros(min(matrix.shape))
+    return adapter
+
+
+def test_sparse_adapters_mix_fuse_and_save_like_dense_ones(tiny_pipe: Any, tmp_path: Path) -> None:
+    other = tiny.make_tiny_pipeline()
+    for name, adapter in (("a", make_pruned(0, 4)), ("b", make_pruned(1, 1))):
+        write_adapter(tmp_path / name / WEIGHTS_NAME, adapter)
+        load(tiny_pipe, tmp_path / name, name)
+        put_adapter(models_of(other), adapter, name, show_progress=False)
+    assert any(name.endswith(".index") for name in load_file(tmp_path / "a" / WEIGHTS_NAME))
+    base = tiny.run_pipeline(tiny.make_tiny_pipeline())
+    for pipe in (tiny_pipe, other):
+        pipe.set_svfit_adapters(["a", "b"], [0.5, -2.0])
+    mixed = images_of(tiny_pipe, other)
+    assert (mixed[0] - base).abs().max() > 1e-2
+    torch.testing.assert_close(*mixed, rtol=0, atol=1e-5)
+    for pipe in (tiny_pipe, other):
+        pipe.fuse_svfit()
+    torch.testing.assert_close(*images_of(tiny_pipe, other), rtol=0, atol=1e-5)
+    tiny_pipe.unload_svfit_weights()
+    load(tiny_pipe, tmp_path / "a", "a")
+    again = load_file(tiny_pipe.save_svfit_weights(tmp_path / "again"))
+    first = load_file(tmp_path / "a" / WEIGHTS_NAME)
+    assert again.keys() == first.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
 
 
 def test_weights_per_component(tiny_pipe: Any) -> None:

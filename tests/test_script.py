@@ -26,10 +26,12 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def run(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: str, launcher: tuple[str, ...] = (), script: Path = SCRIPT
+) -> subprocess.CompletedProcess[str]:
     # One thread per process: several must share two cores.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *launcher, str(SCRIPT), *arguments]
+    command = [sys.executable, *launcher, str(script), *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
@@ -100,6 +102,39 @@ def test_two_processes_train_what_one_does(saved_pipe: Path, photos: Path, tmp_p
         assert len(list((tmp_path / name / "class_images").glob("*.png"))) == 3
 
 
+TRAIN_AND_SHOW = """
+import sys, torch
+from pathlib import Path
+from svfit_diffusion.training import Trainer
+from train_dreambooth_svfit import parse_args
+
+trainer = Trainer(parse_args(sys.argv[1:]), show_progress=False)
+for _ in trainer.steps():
+    pass
+deltas = torch.cat([parameter.detach() for parameter in trainer.sigma_parameters()])
+shown = {"deltas": deltas, **trainer.pruner.state_dict()}
+torch.save(shown, f"{trainer.config.output_dir}-{trainer.accelerator.process_index}.pt")
+trainer.accelerator.end_training()
+"""
+
+
+def test_processes_prune_alike(saved_pipe: Path, photos: Path, tmp_path: Path) -> None:
+    program = tmp_path / "train_and_show.py"
+    program.write_text(TRAIN_AND_SHOW, encoding="utf-8")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    result = run(
+        *flags(saved_pipe, photos, tmp_path / "out"),
+        "--max_train_steps=5",
+        "--budget=50",
+        launcher=launcher,
+        script=program,
+    )
+    assert result.returncode == 0, result.stderr
+    one, two = (torch.load(tmp_path / f"out-{i}.pt") for i in range(2))
+    assert one["deltas"].count_nonzero() == one["live"].sum() == 50
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -107,6 +142,7 @@ def test_two_processes_train_what_one_does(saved_pipe: Path, photos: Path, tmp_p
         (["--instance_prompt="], "DataError: no prompt"),
         (["--with_prior_preservation"], "ConfigError: with_prior_preservation needs class_prompt"),
         (["--rank=-3"], "ConfigError: rank must be at least 1, got -3"),
+        (["--rank=1", "--budget=99"], "ConfigError: budget 99 exceeds the 40 trainable"),
         (["--pretrained_model_name_or_path="], "--pretrained_model_name_or_path is missing"),
     ],
 )

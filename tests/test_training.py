@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,13 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file
 
+from svfit_diffusion.budget import largest, live_entries
+from svfit_diffusion.checkpoint import read_adapter
 from svfit_diffusion.class_images import class_folder, generate_class_images
 from svfit_diffusion.config import TrainingConfig
 from svfit_diffusion.data import image_files
@@ -108,8 +113,10 @@ def test_stopping_leaves_a_usable_adapter(
         {"cache_latents": False, "center_crop": False, "pre_compute_text_embeddings": False},
         {"optimizer": "prodigy", "learning_rate": 1.0},
         {"snr_gamma": 5.0, "noise_offset": 0.1, "gradient_accumulation_steps": 2},
+        {"budget": 70, "train_text_encoder": True, "gradient_accumulation_steps": 2},
+        {"budget": 70, "rank": "0.9", "optimizer": "prodigy", "learning_rate": 1.0},
     ],
-    ids=["text encoder", "prior", "uncached", "prodigy", "loss options"],
+    ids=["text encoder", "prior", "uncached", "prodigy", "loss options", "budget", "budget+"],
 )
 def test_resumed_equals_uninterrupted(
     make_config: MakeConfig, tmp_path: Path, changes: dict[str, Any]
@@ -192,6 +199,7 @@ def test_prior_loss_weight_scales_the_gradient(make_config: MakeConfig) -> None:
         ({"train_batch_size": 0}, "train_batch_size"),
         ({"learning_rate": float("nan")}, "learning_rate"),
         ({"optimizer": "prodigy", "use_8bit_adam": True}, "AdamW"),
+        ({"budget": 0}, "budget must be at least 1, got 0"),
     ],
 )
 def test_bad_settings(make_config: MakeConfig, changes: dict[str, Any], message: str) -> None:
@@ -206,6 +214,7 @@ def test_bad_settings(make_config: MakeConfig, changes: dict[str, Any], message:
         ({"instance_data_dir": "/nowhere"}, DataError, "nowhere"),
         ({"pretrained_model_name_or_path": "/no/model"}, ConfigError, "/no/model"),
         ({"rank": "9999"}, ConfigError, "9999"),
+        ({"rank": "2", "budget": 65}, ConfigError, "65 exceeds the 64 trainable"),
         ({"target": ["no_such_layer"]}, TargetError, "no_such_layer"),
         ({"resolution": 17}, ConfigError, "multiple of 4"),
         ({"use_8bit_adam": True}, ConfigError, "bitsandbytes"),
@@ -244,12 +253,90 @@ def test_a_failed_start_leaves_the_pipeline_as_it_was(make_config: MakeConfig) -
     assert deltas(trainer).any()
 
 
+@pytest.mark.parametrize(
+    ("budget", "changes"),
+    [
+        (1, {}),
+        (40, {"rank": "3"}),
+        (90, {"rank": "0.9", "train_text_encoder": True}),
+        (300, {"target": ["all"], "gradient_accumulation_steps": 2}),
+    ],
+)
+def test_a_budget_is_kept(
+    make_config: MakeConfig, tmp_path: Path, budget: int, changes: dict[str, Any]
+) -> None:
+    """Over all models together, step by step; the file holds that and no more."""
+    config = make_config(budget=budget, max_train_steps=10, **changes)
+    trainer = Trainer(config, show_progress=False)
+    everything = deltas(trainer).numel()
+    assert read_adapter(trainer.save(tmp_path)).parameter_count == 0
+    for record in trainer.steps():
+        assert trainer.pruner is not None
+        wanted = live_entries(record.step, 10, everything, budget)
+        assert trainer.pruner.live.sum() == wanted
+        assert torch.equal(deltas(trainer) != 0, trainer.pruner.live)
+    assert wanted == budget < everything
+    read = read_adapter(trainer.save(tmp_path))
+    assert read.parameter_count == budget
+    assert read.metadata.training["budget"] == budget
+    saved = torch.cat([delta for paths in read.deltas.values() for delta in paths.values()])
+    learned = deltas(trainer)  # in the models' order, not in that of names
+    assert torch.equal(saved[saved != 0].sort().values, learned[learned != 0].sort().values)
+
+
+def test_a_budget_spans_the_models(make_config: MakeConfig) -> None:
+    """No model has a share of its own: what matters most is kept, wherever it is."""
+    settings = {"train_text_encoder": True, "text_encoder_lr": 0.01, "max_train_steps": 1}
+    plain = Trainer(make_config(**settings), show_progress=False)
+    parameters = plain.sigma_parameters()
+    gradients = dict.fromkeys(range(len(parameters)), torch.empty(0))
+    for i, parameter in enumerate(parameters):
+        parameter.register_hook(functools.partial(gradients.__setitem__, i))
+    next(plain.steps())
+    importance = (deltas(plain) * torch.cat(list(gradients.values()))).abs()
+    trainer = trained(make_config(**settings, budget=100))
+    assert torch.equal(deltas(trainer) != 0, largest(importance, 100))
+    for paths in trainer.adapter().deltas.values():
+        assert any(delta.any() for delta in paths.values())
+
+
+def test_a_sparse_adapter_draws_what_was_trained(
+    make_config: MakeConfig, saved_pipe: Path, tmp_path: Path
+) -> None:
+    trainer = trained(make_config(budget=60, train_text_encoder=True, learning_rate=0.5))
+    path = trainer.save(tmp_path)
+    assert any(name.endswith(".index") for name in load_file(path))
+    fresh = StableDiffusionPipeline.from_pretrained(saved_pipe)
+    base = tiny.run_pipeline(fresh)
+    fresh.load_svfit_weights(path)
+    with trainer.generating() as pipe:
+        learned = tiny.run_pipeline(pipe)
+    assert (learned - base).abs().max() > 1e-2
+    torch.testing.assert_close(tiny.run_pipeline(fresh), learned, rtol=0, atol=1e-5)
+
+
+def test_a_skipped_step_weighs_nothing(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fp16 skips steps whose gradients overflow; they say nothing of importance."""
+    trainer = trained(make_config(budget=60), 1)
+    assert trainer.pruner is not None
+    before = trainer.pruner.importance.clone()
+    assert before.any()
+    monkeypatch.setattr(AcceleratedOptimizer, "step_was_skipped", True)
+    next(trainer.steps())
+    assert torch.equal(trainer.pruner.importance, before)
+
+
 def test_resume_refuses_other_runs(make_config: MakeConfig, tmp_path: Path) -> None:
     folder = save_checkpoint(trained(make_config(), 1), tmp_path)
     other = Trainer(make_config(learning_rate=0.5), show_progress=False)
     with pytest.raises(CheckpointError, match=r"learning_rate.*0\.5 now"):
         resume(other, folder)
     assert other.step == 0
+    elsewhere = Trainer(make_config(), pipe=tiny.make_tiny_pipeline(seed=5), show_progress=False)
+    with pytest.raises(CheckpointError, match="another base model"):
+        resume(elsewhere, folder)
     same = Trainer(make_config(), show_progress=False)
     state = folder / "training_state.pt"
     state.write_bytes(state.read_bytes()[:100])
