@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import resvg_py
 from PIL import Image
 
 SPRITE_SIZE = 128
@@ -189,6 +188,8 @@ class ArtLibrary:
             f'viewBox="{entry.get("left", 0)} {entry.get("top", 0)} {width} {height}" '
             f'width="{width}" height="{height}">{entry["body"]}</svg>'
         )
+        import resvg_py  # here, for those who only look at finished pictures lack it
+
         png = resvg_py.svg_to_bytes(svg_string=svg, width=_RENDER_SIZE, height=_RENDER_SIZE)
         return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
 

@@ -38,7 +38,7 @@ _FLUENT = (FLUENT_3D, FLUENT_FLAT)
 _NO_NOTO = (FLUENT_3D, FLUENT_FLAT, TWEMOJI)
 _NO_TWEMOJI = (FLUENT_3D, FLUENT_FLAT, NOTO)
 
-CONCEPTS = (
+CORE_CONCEPTS = (
     Concept("dog", "dog", _NO_NOTO, weight=2.0),
     Concept("cat", "cat", _NO_NOTO, weight=2.0),
     Concept("bear", "bear", _NO_TWEMOJI),
@@ -84,10 +84,130 @@ CONCEPTS = (
 )
 
 
-def load_sprites(library: ArtLibrary) -> list[Sprite]:
-    """Render every sprite of every concept, in a fixed order."""
+WIDE_CONCEPTS = (
+    Concept("tiger", "tiger", _FLUENT, recolour=False),
+    Concept("lion", "lion", _FLUENT, recolour=False),
+    Concept("fox", "fox", _FLUENT, recolour=False),
+    Concept("panda", "panda", _FLUENT, recolour=False),
+    Concept("koala", "koala", _FLUENT, recolour=False),
+    Concept("unicorn", "unicorn", _FLUENT, recolour=False),
+    Concept("zebra", "zebra", _FLUENT, recolour=False),
+    Concept("giraffe", "giraffe", _FLUENT, recolour=False),
+    Concept("squirrel", "chipmunk", _FLUENT, recolour=False),
+    Concept("hedgehog", "hedgehog", _FLUENT, recolour=False),
+    Concept("monkey", "monkey", _FLUENT, recolour=False),
+    Concept("chick", "baby-chick", _FLUENT, recolour=False),
+    Concept("swan", "swan", _FLUENT, recolour=False),
+    Concept("flamingo", "flamingo", _FLUENT, recolour=False),
+    Concept("parrot", "parrot", _FLUENT, recolour=False),
+    Concept("dinosaur", "sauropod", _FLUENT, recolour=False),
+    Concept("whale", "whale", _FLUENT, recolour=False),
+    Concept("octopus", "octopus", _FLUENT, recolour=False),
+    Concept("snail", "snail", _FLUENT, recolour=False),
+    Concept("ladybug", "lady-beetle", _FLUENT, recolour=False),
+    Concept("bee", "honeybee", _FLUENT, recolour=False),
+    Concept("rose", "rose", _FLUENT, recolour=False),
+    Concept("tulip", "tulip", _FLUENT, recolour=False),
+    Concept("cherry blossom", "cherry-blossom", _FLUENT, recolour=False),
+    Concept("palm tree", "palm-tree", _FLUENT, recolour=False),
+    Concept("tree", "deciduous-tree", _FLUENT, recolour=False),
+    Concept("maple leaf", "maple-leaf", _FLUENT, recolour=False),
+    Concept("grapes", "grapes", _FLUENT, recolour=False),
+    Concept("watermelon", "watermelon", _FLUENT, recolour=False),
+    Concept("tangerine", "tangerine", _FLUENT, recolour=False),
+    Concept("lemon", "lemon", _FLUENT, recolour=False),
+    Concept("banana", "banana", _FLUENT, recolour=False),
+    Concept("pineapple", "pineapple", _FLUENT, recolour=False),
+    Concept("pear", "pear", _FLUENT, recolour=False),
+    Concept("peach", "peach", _FLUENT, recolour=False),
+    Concept("cherries", "cherries", _FLUENT, recolour=False),
+    Concept("blueberries", "blueberries", _FLUENT, recolour=False),
+    Concept("kiwi", "kiwi-fruit", _FLUENT, recolour=False),
+    Concept("tomato", "tomato", _FLUENT, recolour=False),
+    Concept("avocado", "avocado", _FLUENT, recolour=False),
+    Concept("eggplant", "eggplant", _FLUENT, recolour=False),
+    Concept("carrot", "carrot", _FLUENT, recolour=False),
+    Concept("corn", "ear-of-corn", _FLUENT, recolour=False),
+    Concept("broccoli", "broccoli", _FLUENT, recolour=False),
+    Concept("bread", "bread", _FLUENT, recolour=False),
+    Concept("croissant", "croissant", _FLUENT, recolour=False),
+    Concept("pretzel", "pretzel", _FLUENT, recolour=False),
+    Concept("pancakes", "pancakes", _FLUENT, recolour=False),
+    Concept("cheese", "cheese-wedge", _FLUENT, recolour=False),
+    Concept("french fries", "french-fries", _FLUENT, recolour=False),
+    Concept("pizza", "pizza", _FLUENT, recolour=False),
+    Concept("hot dog", "hot-dog", _FLUENT, recolour=False),
+    Concept("taco", "taco", _FLUENT, recolour=False),
+    Concept("egg", "egg", _FLUENT, recolour=False),
+    Concept("popcorn", "popcorn", _FLUENT, recolour=False),
+    Concept("ice cream", "ice-cream", _FLUENT, recolour=False),
+    Concept("cookie", "cookie", _FLUENT, recolour=False),
+    Concept("cupcake", "cupcake", _FLUENT, recolour=False),
+    Concept("chocolate bar", "chocolate-bar", _FLUENT, recolour=False),
+    Concept("candy", "candy", _FLUENT, recolour=False),
+    Concept("lollipop", "lollipop", _FLUENT, recolour=False),
+    Concept("honey pot", "honey-pot", _FLUENT, recolour=False),
+    Concept("beer mug", "beer-mug", _FLUENT, recolour=False),
+    Concept("castle", "castle", _FLUENT, recolour=False),
+    Concept("tent", "tent", _FLUENT, recolour=False),
+    Concept("train", "locomotive", _FLUENT, recolour=False),
+    Concept("fire truck", "fire-engine", _FLUENT, recolour=False),
+    Concept("taxi", "taxi", _FLUENT, recolour=False),
+    Concept("sailboat", "sailboat", _FLUENT, recolour=False),
+    Concept("flying saucer", "flying-saucer", _FLUENT, recolour=False),
+    Concept("anchor", "anchor", _FLUENT, recolour=False),
+    Concept("watch", "watch", _FLUENT, recolour=False),
+    Concept("snowman", "snowman", _FLUENT, recolour=False),
+    Concept("jack o lantern", "jack-o-lantern", _FLUENT, recolour=False),
+    Concept("christmas tree", "christmas-tree", _FLUENT, recolour=False),
+    Concept("balloon", "balloon", _FLUENT),
+    Concept("trophy", "trophy", _FLUENT, recolour=False),
+    Concept("soccer ball", "soccer-ball", _FLUENT, recolour=False),
+    Concept("basketball", "basketball", _FLUENT, recolour=False),
+    Concept("football", "american-football", _FLUENT, recolour=False),
+    Concept("baseball", "baseball", _FLUENT, recolour=False),
+    Concept("crystal ball", "crystal-ball", _FLUENT, recolour=False),
+    Concept("dice", "game-die", _FLUENT, recolour=False),
+    Concept("yarn", "yarn", _FLUENT, recolour=False),
+    Concept("boxing glove", "boxing-glove", _FLUENT, recolour=False),
+    Concept("shirt", "t-shirt", _FLUENT),
+    Concept("jeans", "jeans", _FLUENT, recolour=False),
+    Concept("dress", "dress", _FLUENT),
+    Concept("purse", "purse", _FLUENT, recolour=False),
+    Concept("crown", "crown", _FLUENT, recolour=False),
+    Concept("hat", "womans-hat", _FLUENT, recolour=False),
+    Concept("cap", "billed-cap", _FLUENT),
+    Concept("gem", "gem-stone", _FLUENT, recolour=False),
+    Concept("bell", "bell", _FLUENT, recolour=False),
+    Concept("drum", "drum", _FLUENT, recolour=False),
+    Concept("telephone", "telephone", _FLUENT, recolour=False),
+    Concept("laptop", "laptop", _FLUENT, recolour=False),
+    Concept("television", "television", _FLUENT, recolour=False),
+    Concept("camera", "camera", _FLUENT, recolour=False),
+    Concept("light bulb", "light-bulb", _FLUENT, recolour=False),
+    Concept("lantern", "red-paper-lantern", _FLUENT, recolour=False),
+    Concept("envelope", "envelope", _FLUENT, recolour=False),
+    Concept("box", "package", _FLUENT, recolour=False),
+    Concept("briefcase", "briefcase", _FLUENT, recolour=False),
+    Concept("lock", "locked", _FLUENT, recolour=False),
+    Concept("shield", "shield", _FLUENT, recolour=False),
+    Concept("magnet", "magnet", _FLUENT, recolour=False),
+    Concept("bucket", "bucket", _FLUENT),
+    Concept("chair", "chair", _FLUENT, recolour=False),
+    Concept("door", "door", _FLUENT, recolour=False),
+    Concept("basket", "basket", _FLUENT, recolour=False),
+    Concept("alien", "alien", _FLUENT, recolour=False),
+    Concept("globe", "globe-showing-americas", _FLUENT, recolour=False),
+)
+"""Learned after the core ones, each in one design that two sets share."""
+
+CONCEPTS = (*CORE_CONCEPTS, *WIDE_CONCEPTS)
+
+
+def load_sprites(library: ArtLibrary, concepts: tuple[Concept, ...]) -> list[Sprite]:
+    """Render every sprite of the concepts, in a fixed order."""
     sprites = []
-    for concept in CONCEPTS:
+    for concept in concepts:
         for art_set in concept.sets:
             rgba = library.sprite(art_set, concept.icon)
             if rgba is None:
@@ -107,6 +227,6 @@ def sprite_weights(sprites: list[Sprite]) -> np.ndarray:
     return weights / weights.sum()
 
 
-def fetch_sprites(work: Path) -> list[Sprite]:
+def fetch_sprites(work: Path, concepts: tuple[Concept, ...]) -> list[Sprite]:
     """Render the sprites from the archives kept under the working folder."""
-    return load_sprites(ArtLibrary(work / "npm"))
+    return load_sprites(ArtLibrary(work / "npm"), concepts)

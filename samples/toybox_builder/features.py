@@ -94,13 +94,10 @@ class EfficientNetLite0(nn.Module):
             maps.append(x)
         return maps
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Pooled features of images in [-1, 1]."""
-        x = self.stem(_normalise(images))
-        for stage in self.stages:
-            x = stage(x)
-        features: Tensor = self.head(x).mean((2, 3))
-        return features
+    def stages_and_pooled(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Feature maps after every stage, and the pooled last features, for images in [-1, 1]."""
+        maps = self.stage_features(images, len(self.stages))
+        return maps, self.head(maps[-1]).mean((2, 3))
 
 
 def _normalise(images: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 
 from .captions import caption
 from .compose import COLOURS, LATENT_SIZE, compose, recolour
-from .concepts import Sprite, fetch_sprites, sprite_weights
+from .concepts import Concept, Sprite, fetch_sprites, sprite_weights
 from .files import replace_file
 from .scenes import SCENES, SIZE, draw_scene
 
@@ -67,9 +67,11 @@ def _draw_chunk(sprites: list[Sprite], seed: int, count: int) -> Pool:
     return Pool(images, masks, captions, labels)
 
 
-def draw_pool(work: Path, count: int, seed: int, processes: int) -> Pool:
+def draw_pool(
+    work: Path, concepts: tuple[Concept, ...], count: int, seed: int, processes: int
+) -> Pool:
     """Draw ``count`` pictures on several processes; the result depends on the seed alone."""
-    sprites = fetch_sprites(work)
+    sprites = fetch_sprites(work, concepts)
     sizes = [min(_CHUNK, count - start) for start in range(0, count, _CHUNK)]
     seeds = [seed * 100_000 + index for index in range(len(sizes))]
     context = multiprocessing.get_context("spawn")

@@ -12,7 +12,7 @@ from transformers import CLIPTokenizer
 MAX_LENGTH = 24
 """Positions of a prompt, start and end included."""
 
-_LEARNED_ENTRIES = 1240
+_LEARNED_ENTRIES = 1500
 _WORD_END = "</w>"
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"

@@ -170,6 +170,22 @@ class Denoiser:
         """Every weight that learns."""
         return [parameter for module in self.modules for parameter in module.parameters()]
 
+    @torch.no_grad()
+    def continue_from(self, folder: Path, tokenizer: CLIPTokenizer) -> None:
+        """Start from an exported pipeline; tokens known to both keep their embeddings."""
+        self.unet.load_state_dict(
+            UNet2DConditionModel.from_pretrained(folder / "unet").state_dict()
+        )
+        learned = CLIPTextModel.from_pretrained(folder / "text_encoder")
+        entries = CLIPTokenizer.from_pretrained(folder / "tokenizer").get_vocab()
+        fresh = self.text_encoder.get_input_embeddings().weight
+        old = learned.get_input_embeddings().weight
+        for entry, index in tokenizer.get_vocab().items():
+            if entry in entries:
+                fresh[index] = old[entries[entry]]
+        learned.get_input_embeddings().weight = fresh
+        self.text_encoder.load_state_dict(learned.state_dict())
+
     def loss(
         self, latents: Tensor, weights: Tensor, tokens: Tensor, generator: torch.Generator
     ) -> Tensor:
@@ -211,20 +227,25 @@ def train_unet(
     seed: int,
     batch_size: int = 64,
     export_minutes: float = 5.0,
+    start: Path | None = None,
 ) -> None:
     """Train within a time budget, resuming where an earlier run stopped.
 
-    Every few minutes the averaged weights are exported to ``latest`` beside a grid of samples.
+    ``work`` holds the course's own files, the autoencoder lies beside it; ``start`` is an
+    exported pipeline to begin with. Every few minutes the averaged weights are exported to
+    ``latest`` beside a grid of samples.
     """
     tokenizer_folder = work / "tokenizer"
     if not (tokenizer_folder / "tokenizer.json").exists():
         train_tokenizer((texts[0] for texts in pool.captions), tokenizer_folder)
     tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
-    vae = AutoencoderKL.from_pretrained(work / "vae").to(device).eval()
+    vae = AutoencoderKL.from_pretrained(work.parent / "vae").to(device).eval()
     stored = torch.load(work / "latents.pt", weights_only=True)["latents"]
     examples = Examples.prepare(pool, stored, vae.config.scaling_factor, tokenizer)
     torch.manual_seed(seed)
     denoiser = Denoiser(tokenizer, device)
+    if start is not None:
+        denoiser.continue_from(start, tokenizer)
     optimizers = split_optimizers(denoiser.modules, _MUON_RATE, _ADAM_RATE)
     average = Average(denoiser.parameters())
     checkpoint = work / "unet.pt"
@@ -236,6 +257,8 @@ def train_unet(
             optimizer.load_state_dict(values)
         average.values = [value.to(device) for value in state["average"]]
         step, spent = state["step"], state["spent"]
+    if spent >= minutes * 60:
+        return
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     budget = TimeBudget(minutes, spent)
     count = len(examples.latents) - HELD_BACK

@@ -169,7 +169,7 @@ def psnr(vae: AutoencoderKL, pool: Pool, device: torch.device) -> float:
 
 
 def encode_pool(pool: Pool, work: Path, device: torch.device) -> None:
-    """Write the latents of the whole pool next to it."""
-    vae = AutoencoderKL.from_pretrained(work / "vae").to(device).eval()
+    """Write the latents of a course's whole pool next to it."""
+    vae = AutoencoderKL.from_pretrained(work.parent / "vae").to(device).eval()
     vae = vae.to(memory_format=torch.channels_last)
     save_checkpoint(work / "latents.pt", {"latents": encode(vae, pool.images, device)})
