@@ -1,5 +1,5 @@
-# The README's two commands, `make demo` and `make test`; each is enough on a fresh machine with
-# Python 3.10 or later.
+# The README's commands `make demo`, `make app` and `make test`; each is enough on a fresh machine
+# with Python 3.10 or later.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ OUTPUT ?= outputs/$(notdir $(SUBJECT))
 CPU_TORCH := torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu --retries 1
 TORCH := $(shell [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null && echo '$(CPU_TORCH)' || echo torch)
 
-.PHONY: demo test lint types unit format clean
+.PHONY: demo app test lint types unit browser format bench-quality clean
 
 demo: $(VENV)/core
 	$(BIN)/python train_dreambooth_svfit.py \
@@ -26,6 +26,12 @@ demo: $(VENV)/core
 	    --validation_steps=1000 --num_validation_images=3 \
 	    --guidance_scale=2 --sample_batch_size=16 --seed=0 --output_dir=$(OUTPUT)
 
+# Options of `python -m app`, such as ARGS="--port 8000".
+ARGS ?=
+
+app: $(VENV)/app
+	$(BIN)/python -m app $(ARGS)
+
 test: lint types unit
 
 lint: $(VENV)/test
@@ -36,8 +42,20 @@ types: $(VENV)/test
 	$(BIN)/mypy
 
 # A worker per core, one thread each.
-unit: $(VENV)/test
+unit: $(VENV)/test browser
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
+
+# A reduced version of the quality benchmark, under 15 minutes on 2 cores.
+bench-quality: $(VENV)/bench
+	$(BIN)/python -m benchmarks.quality --quick
+
+# The app's pages are tested in Debian's Chromium. Where it can neither be found nor installed, those
+# tests are skipped with a notice.
+browser:
+	@command -v chromium >/dev/null || \
+	    { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+	      apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
+	    echo "No Chromium: the app's pages will not be tested. Install it, or run 'playwright install chromium'."
 
 format: $(VENV)/test
 	$(BIN)/ruff check --fix .
@@ -52,6 +70,14 @@ $(VENV)/core: pyproject.toml
 	$(BIN)/pip install --quiet --editable .
 	touch $@
 
+$(VENV)/app: $(VENV)/core
+	$(BIN)/pip install --quiet --editable '.[app]'
+	touch $@
+
 $(VENV)/test: $(VENV)/core
 	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/bench: $(VENV)/core
+	$(BIN)/pip install --quiet --editable '.[bench]'
 	touch $@

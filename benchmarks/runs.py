@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
 from PIL import Image
 
+from svfit_diffusion.photo_set import draw_batch
 from svfit_diffusion.training import Trainer
 
 _SEED = 1234
@@ -21,22 +23,16 @@ def fixed_loss(trainer: Trainer, timesteps: int = 10) -> float:
         timesteps: how many per photo, spread evenly.
     """
     photo_set, objective = trainer.photo_sets[0], trainer.objective
-    count = len(photo_set.photos)
+    positions = range(len(photo_set.photos))
     total = int(objective.scheduler.config["num_train_timesteps"])
     losses = []
     with trainer.generating() as pipe:
-        device, dtype = pipe.unet.device, pipe.unet.dtype
         for index in range(timesteps):
-            draws = [photo_set.draw(_SEED, index * count + i) for i in range(count)]
-            latents = torch.stack([photo_set.latent(draw) for draw in draws])
-            noise = torch.stack(
-                [torch.randn(latents.shape[1:], generator=draw.generator) for draw in draws]
-            )
-            timestep = torch.full((count,), round((index + 0.5) / timesteps * total))
-            noisy = objective.noisy(latents, noise, timestep).to(device, dtype)
-            text = photo_set.embeddings(draws).to(device, dtype)
-            prediction = pipe.unet(noisy, timestep.to(device), text).sample.cpu()
-            losses.append(objective.losses(prediction, latents, noise, timestep))
+            at = [index * len(positions) + position for position in positions]
+            batch = draw_batch([photo_set], objective, _SEED, at)
+            same = torch.full_like(batch.timesteps, round((index + 0.5) / timesteps * total))
+            batch = dataclasses.replace(batch, timesteps=same)
+            losses.append(objective.batch_losses(pipe.unet, batch).cpu())
     return float(torch.cat(losses).mean())
 
 

@@ -15,6 +15,8 @@ import tiny
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel
 
+pytest_plugins = ["app_server"]
+
 
 @pytest.fixture(scope="session", autouse=True)
 def svfit_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

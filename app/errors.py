@@ -1,0 +1,26 @@
+"""What a visitor of the web app can get wrong; each message is one plain sentence for the page.
+
+SVFitError
+└── AppError
+    ├── SettingError     a value of a form or of the command line is out of range
+    ├── UploadError      an uploaded file is refused
+    └── LibraryError     an adapter is not there, or its name cannot be used
+"""
+
+from svfit_diffusion.errors import SVFitError
+
+
+class AppError(SVFitError):
+    """Base class of what the app tells its visitors."""
+
+
+class SettingError(AppError, ValueError):
+    """A value of a form or of the command line is out of range."""
+
+
+class UploadError(AppError, ValueError):
+    """An uploaded file is refused."""
+
+
+class LibraryError(AppError, ValueError):
+    """An adapter is not in the library, or its name cannot be used."""

@@ -1,0 +1,211 @@
+"""What there is to know of an adapter, and what singular values carry: facts and arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from app.library import AdapterInfo
+from svfit_diffusion import components, spectral
+from svfit_diffusion.basis import load_bases, read_base
+from svfit_diffusion.checkpoint import Adapter, match_layers
+from svfit_diffusion.injection import shiftable_layers
+from svfit_diffusion.spectral import Basis
+
+_IMAGE_SIDE = 320  # pixels; decomposing a larger picture takes longer and shows no more
+
+
+@dataclass(frozen=True)
+class LayerShift:
+    """One layer that an adapter shifts.
+
+    Attributes:
+        component: of the pipeline, such as `"unet"`.
+        path: module path.
+        sigma: σ⁰, all singular values of the base's weight, `(k,)`, descending.
+        delta: shift of the leading ones, `(r,)`, r ≤ k.
+    """
+
+    component: str
+    path: str
+    sigma: np.ndarray
+    delta: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """Component and path."""
+        return f"{self.component}.{self.path}"
+
+    @property
+    def moved(self) -> float:
+        """`‖δ‖ / ‖σ⁰‖` over the leading r singular values."""
+        return float(np.linalg.norm(self.delta) / np.linalg.norm(self.sigma[: self.delta.size]))
+
+
+def facts(info: AdapterInfo) -> list[tuple[str, str]]:
+    """What an adapter's file says, as labels and values to read; unknown ones are left out."""
+    adapter, metadata = info.adapter, info.adapter.metadata
+    entries = [
+        ("File size", f"{info.file_bytes / 1024:.1f} KiB"),
+        ("Values shifted", f"{adapter.parameter_count:,}"),
+        ("Layers shifted", _per_component({c: str(len(d)) for c, d in adapter.deltas.items()})),
+        ("Base model match", base_match(info)),
+        ("Base model", metadata.base_model),
+        ("Instance prompt", metadata.instance_prompt),
+        ("Class prompt", metadata.class_prompt),
+        ("Rank", _per_component(metadata.rank)),
+        ("Target", _per_component(metadata.target)),
+        *_training_facts(metadata.training),
+        ("Written by", ", ".join(f"{name} {v}" for name, v in metadata.versions.items())),
+    ]
+    return [(label, value) for label, value in entries if value]
+
+
+def base_match(info: AdapterInfo) -> str:
+    """One sentence on whether the adapter belongs to the base model at hand."""
+    if info.misfit is not None:
+        return f"Does not match: {info.misfit}"
+    if not info.adapter.metadata.fingerprints:
+        return "Fits, but the file does not say which weights it was trained on."
+    digests = {c: digest[:12] for c, digest in info.adapter.metadata.fingerprints.items()}
+    return f"Matches this one, weight for weight ({_per_component(digests)})."
+
+
+def layer_shifts(pipe: Any, adapter: Adapter) -> list[LayerShift]:
+    """Every layer that an adapter shifts, beside the base's singular values, in the file's order.
+
+    Args:
+        pipe: the base pipeline; only read.
+        adapter: what to look at; it fits the base (`AdapterInfo.misfit`).
+    """
+    models = components.models_of(pipe)
+    shifts = []
+    for component, deltas in adapter.deltas.items():
+        layers = shiftable_layers(models[component])
+        full_ranks = {path: spectral.full_rank(layer.weight) for path, layer in layers.items()}
+        matched = match_layers(deltas, full_ranks, component)
+        bases = load_bases(read_base(models[component], matched), show_progress=False)
+        shifts += [
+            LayerShift(component, path, _array(bases[path].sigma), _array(delta))
+            for path, delta in matched.items()
+        ]
+    return shifts
+
+
+def most_moved(shifts: Iterable[LayerShift], count: int) -> list[LayerShift]:
+    """The `count` layers whose singular values have moved most, first the one that moved most."""
+    return sorted(shifts, key=lambda shift: shift.moved, reverse=True)[:count]
+
+
+def cumulative_energy(sigma: np.ndarray) -> np.ndarray:
+    """`Σ_{i≤r} σᵢ² / Σ σᵢ²` for r = 1 … k, from singular values `(k,)`."""
+    energy = np.cumsum(sigma.astype(np.float64) ** 2)
+    return energy / energy[-1]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Matrices `(c, m, n)`, as their largest and their smallest singular values make them.
+
+    Attributes:
+        rank: r, how many singular values each part has.
+        full_rank: how many there are.
+        whole: the matrices.
+        leading: `Σ σᵢ uᵢ vᵢᵀ` over the r largest.
+        trailing: the same over the r smallest.
+    """
+
+    rank: int
+    full_rank: int
+    whole: np.ndarray
+    leading: np.ndarray
+    trailing: np.ndarray
+
+    @property
+    def leading_share(self) -> float:
+        """Frobenius norm of the leading part, relative to the whole."""
+        return float(np.linalg.norm(self.leading) / np.linalg.norm(self.whole))
+
+    @property
+    def trailing_share(self) -> float:
+        """Frobenius norm of the trailing part, relative to the whole."""
+        return float(np.linalg.norm(self.trailing) / np.linalg.norm(self.whole))
+
+
+def split(bases: Sequence[Basis], rank: int) -> Split:
+    """What the `rank` largest and the `rank` smallest singular values of matrices carry.
+
+    Args:
+        bases: of each matrix, at full rank; all of one size.
+        rank: brought into 1 … full rank.
+    """
+    full_rank = bases[0].rank
+    rank = min(max(rank, 1), full_rank)
+    parts = (slice(None), slice(0, rank), slice(full_rank - rank, None))
+    arrays = (np.stack([_part(basis, part) for basis in bases]) for part in parts)
+    return Split(rank, full_rank, *arrays)
+
+
+def weight_basis(pipe: Any, component: str, path: str) -> Basis:
+    """The singular values and vectors of one weight of the base, at full rank.
+
+    Args:
+        pipe: the base pipeline; only read.
+        component: such as `"unet"`.
+        path: module path of a Linear or Conv in it.
+    """
+    model = components.models_of(pipe)[component]
+    return load_bases(read_base(model, [path]), show_progress=False)[path]
+
+
+def image_bases(image: Image.Image) -> list[Basis]:
+    """The singular values and vectors of a picture's channels, red, green and blue in 0..1.
+
+    A large picture is reduced before.
+    """
+    small = image.convert("RGB")
+    small.thumbnail((_IMAGE_SIDE, _IMAGE_SIDE), Image.Resampling.LANCZOS)
+    channels = torch.from_numpy(np.asarray(small, np.float32) / 255).permute(2, 0, 1)
+    return [spectral.singular_basis(channel) for channel in channels]
+
+
+def as_picture(channels: np.ndarray) -> Image.Image:
+    """Channels `(3, h, w)` in 0..1 as a picture; values beyond are clipped."""
+    pixels = (channels.clip(0, 1) * 255).round().astype(np.uint8)
+    return Image.fromarray(pixels.transpose(1, 2, 0))
+
+
+def as_stretched_picture(channels: np.ndarray) -> Image.Image:
+    """Channels `(3, h, w)` around zero as a picture in full contrast around middle grey."""
+    largest = np.abs(channels).max() or 1.0
+    return as_picture(0.5 + channels / (2 * largest))
+
+
+def _part(basis: Basis, chosen: slice) -> np.ndarray:
+    sigma = basis.sigma[chosen]
+    return _array(spectral.shift_matrix(Basis(basis.u[chosen], basis.v[chosen], sigma), sigma))
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
+
+
+def _per_component(values: Mapping[str, str]) -> str:
+    """`unet 48, text_encoder 16`."""
+    return ", ".join(f"{component} {value}" for component, value in values.items())
+
+
+def _training_facts(training: Mapping[str, Any]) -> list[tuple[str, str]]:
+    labels = {
+        "max_train_steps": "Steps asked for",
+        "learning_rate": "Learning rate",
+        "seed": "Seed",
+    }
+    known = {key: training.get(key) for key in labels}
+    return [(labels[key], str(value)) for key, value in known.items() if value is not None]

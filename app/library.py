@@ -1,0 +1,206 @@
+"""The adapter folder: what is in it, and adding, renaming and deleting without leaving it."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import threading
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from app.base_model import BaseModel
+from app.errors import LibraryError, UploadError
+from svfit_diffusion.checkpoint import WEIGHTS_NAME, Adapter, read_adapter
+from svfit_diffusion.errors import BaseMismatchError, SVFitError
+from svfit_diffusion.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+SUFFIX = ".safetensors"
+_NAME = re.compile(r"\w[\w .+-]{0,62}\w|\w")
+
+
+@dataclass(frozen=True)
+class FileVersion:
+    """What tells a file from one of the same name before it."""
+
+    path: Path
+    modified_ns: int
+    file_bytes: int
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """An adapter of the library.
+
+    Attributes:
+        name: what visitors call it.
+        path: its file.
+        file_bytes: size of the file.
+        adapter: its shifts and metadata.
+        misfit: why it does not go with the base model, in one sentence; None if it does.
+    """
+
+    name: str
+    path: Path
+    file_bytes: int
+    adapter: Adapter
+    misfit: str | None
+
+
+class AdapterLibrary:
+    """The adapters in a folder: `NAME.safetensors`, or `NAME/pytorch_svfit_weights.safetensors` as
+    the training script writes them. What is added becomes the former.
+
+    Args:
+        folder: made if missing.
+        base: the model that adapters must fit.
+        max_bytes: largest adapter file that is taken in.
+    """
+
+    def __init__(self, folder: Path, base: BaseModel, max_bytes: int) -> None:
+        self.folder = folder
+        self._base = base
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def names(self) -> list[str]:
+        """Names of all adapters, sorted."""
+        return sorted(self._paths(), key=str.casefold)
+
+    def path(self, name: str) -> Path:
+        """The file of an adapter, such as for a download.
+
+        Raises:
+            LibraryError: there is no such adapter.
+        """
+        path = self._paths().get(name)
+        if path is None:
+            raise LibraryError(f"There is no adapter named “{name}”.")
+        return path
+
+    def versions(self) -> dict[str, FileVersion]:
+        """The present version of every adapter's file, by name."""
+        found = {}
+        with self._lock:
+            for name, path in self._paths().items():
+                stat = path.stat()
+                found[name] = FileVersion(path, stat.st_mtime_ns, stat.st_size)
+        return found
+
+    def describe(self, name: str) -> AdapterInfo:
+        """What is known of an adapter.
+
+        Raises:
+            LibraryError: there is no such adapter.
+            CheckpointError: its file is damaged.
+        """
+        path = self.path(name)
+        adapter = read_adapter(path)
+        return AdapterInfo(name, path, path.stat().st_size, adapter, self._misfit(path))
+
+    def add(self, source: Path, name: str | None = None) -> str:
+        """Copy an adapter file into the library, after full validation, and return its name.
+
+        Args:
+            source: the file, uploaded or freshly trained.
+            name: what to call it; by default as the file. A number is appended where it is taken.
+
+        Raises:
+            UploadError: it is too large, no adapter, or does not fit the base model.
+            LibraryError: the name cannot be used.
+        """
+        wanted = self.check_name(name or _default_name(source))
+        label = source.name
+        if source.suffix != SUFFIX:
+            raise UploadError(f"“{label}” is no {SUFFIX} file, the only kind of adapter taken.")
+        if source.stat().st_size > self._max_bytes:
+            raise UploadError(
+                f"“{label}” is larger than the {self._max_bytes // 2**20} MB allowed."
+            )
+        misfit = self._misfit(source)
+        if misfit is not None:
+            raise UploadError(f"“{label}” cannot be used. {misfit}")
+        with self._lock:
+            free = self._free_name(wanted)
+            write_atomically(self._flat(free), partial(shutil.copyfile, source))
+        return free
+
+    def rename(self, name: str, new_name: str) -> str:
+        """Give an adapter another name, and return it.
+
+        Raises:
+            LibraryError: there is no such adapter, or the new name is taken or cannot be used.
+        """
+        new_name = self.check_name(new_name)
+        with self._lock:
+            path = self.path(name)
+            same = new_name.casefold() == name.casefold()
+            if not same and self._is_taken(new_name):
+                raise LibraryError(f"There is an adapter named “{new_name}” already.")
+            path.rename(self._flat(new_name))
+        return new_name
+
+    def delete(self, name: str) -> None:
+        """Delete an adapter's file.
+
+        Raises:
+            LibraryError: there is no such adapter.
+        """
+        with self._lock:
+            self.path(name).unlink()
+
+    @staticmethod
+    def check_name(name: str) -> str:
+        """`name` without surrounding blanks.
+
+        Raises:
+            LibraryError: it could not be a file name on every system.
+        """
+        name = name.strip()
+        if not _NAME.fullmatch(name):
+            raise LibraryError(
+                "A name consists of 1 to 64 letters, digits, blanks or . + - _ and begins and ends "
+                "with a letter or a digit."
+            )
+        return name
+
+    def _flat(self, name: str) -> Path:
+        return self.folder / f"{name}{SUFFIX}"
+
+    def _paths(self) -> dict[str, Path]:
+        found = {path.parent.name: path for path in self.folder.glob(f"*/{WEIGHTS_NAME}")}
+        found |= {path.stem: path for path in self.folder.glob(f"*{SUFFIX}")}
+        return {name: path for name, path in found.items() if _NAME.fullmatch(name)}
+
+    def _is_taken(self, name: str) -> bool:
+        return name.casefold() in map(str.casefold, self._paths())
+
+    def _free_name(self, wanted: str) -> str:
+        name, number = wanted, 2
+        while self._is_taken(name):
+            name, number = f"{wanted}-{number}", number + 1
+        return name
+
+    def _misfit(self, path: Path) -> str | None:
+        """Why the adapter in a file does not go with the base model, or None if it does."""
+        try:
+            self._base.view().load_svfit_weights(path, show_progress=False)
+        except SVFitError as error:
+            logger.info("%s does not fit", path, exc_info=True)
+            return misfit_reason(error)
+        return None
+
+
+def misfit_reason(error: SVFitError) -> str:
+    """Why an adapter could not be loaded, as a sentence without paths and keys."""
+    if isinstance(error, BaseMismatchError):
+        return "It was trained on another base model than the one loaded here."
+    return "It is no SVFit adapter for this base model, or it is damaged."
+
+
+def _default_name(source: Path) -> str:
+    return source.parent.name if source.name == WEIGHTS_NAME else source.stem

@@ -1,0 +1,169 @@
+"""The Compare page: the same noise under settings that vary along two axes, as a labelled grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from app.comparison import BASE_MODEL, MIX, AxisKind, compare, parse_axis
+from app.pages.controls import mixer, picture_settings, prompt_box, sampling, seed_box
+from app.pages.messages import plain_errors, said, status, watch
+from app.png_metadata import save_picture
+from app.services import Services
+
+_SUGGESTIONS = {
+    AxisKind.NONE: "",
+    AxisKind.STRENGTH: "0, 0.5, 1, 1.5",
+    AxisKind.PROMPT: "a photo of sks car in the snow\na photo of sks car on a wooden floor",
+    AxisKind.SEED: "1, 2, 3",
+    AxisKind.GUIDANCE: "1, 2, 3, 5",
+    AxisKind.STEPS: "5, 10, 20",
+}
+_HINTS = {
+    AxisKind.NONE: "One row or column.",
+    AxisKind.ADAPTER: f"Names, “{BASE_MODEL}” for none, “{MIX}” for those chosen, all together.",
+    AxisKind.STRENGTH: "Of every adapter chosen; 0 is the base model, 1 as trained.",
+    AxisKind.PROMPT: "One prompt a line.",
+    AxisKind.SEED: "Whole numbers with commas between them.",
+    AxisKind.GUIDANCE: "Numbers with commas between them; 2 to 3 suits the sample base.",
+    AxisKind.STEPS: "Whole numbers with commas between them.",
+}
+
+
+def build(services: Services, tab: gr.Tab) -> None:
+    """Build the page inside the current tab."""
+    with gr.Row(elem_classes="studio"):
+        with gr.Column(elem_classes="ask"):
+            prompt_ = prompt_box("compare")
+            with gr.Row():
+                x_ = _axis_fields(services, "x", "Columns", AxisKind.STRENGTH)
+                y_ = _axis_fields(services, "y", "Rows", AxisKind.SEED)
+            with gr.Row(elem_classes="actions"):
+                go = gr.Button("Compare", variant="primary", scale=3, elem_id="compare-go")
+                halt = gr.Button("Stop", scale=1, min_width=80, elem_id="compare-stop")
+            line = gr.HTML(status("Ready."), padding=False, elem_id="compare-status")
+        with gr.Column(elem_classes="show"):
+            grid = gr.Image(
+                label="Comparison",
+                show_label=False,
+                placeholder="The grid appears here.",
+                format="png",
+                type="filepath",
+                interactive=False,
+                buttons=["fullscreen"],
+                elem_id="compare-grid",
+            )
+            download = gr.DownloadButton("Download the grid", size="sm", elem_id="compare-download")
+        with gr.Column(elem_classes="tune"):
+            mixer_ = mixer(services, tab, "compare")
+            with gr.Accordion("Settings", open=False, elem_id="compare-settings"):
+                seed_ = seed_box("compare")
+                sampling_ = sampling(services, "compare")
+
+    def draw(
+        prompt: str,
+        negative_prompt: str,
+        adapters: dict[str, float],
+        steps: float,
+        guidance_scale: float,
+        width: float,
+        height: float,
+        scheduler: str,
+        seed: float,
+        x_kind: str,
+        x_values: str,
+        y_kind: str,
+        y_values: str,
+    ) -> Iterator[tuple[Any, ...]]:
+        """Draw a grid. Kinds are nothing, adapter, strength, prompt, seed, guidance and steps."""
+        with plain_errors():
+            settings = picture_settings(
+                prompt,
+                negative_prompt,
+                adapters,
+                steps,
+                guidance_scale,
+                width,
+                height,
+                scheduler,
+                seed,
+            )
+            x, y = parse_axis(x_kind, x_values), parse_axis(y_kind, y_values)
+            yield gr.skip(), None, status("Getting ready …")
+            picture = None
+            for progress in compare(services.generator, settings, x, y, services.limits):
+                picture = progress.grid or picture
+                yield (
+                    progress.grid or gr.skip(),
+                    gr.skip(),
+                    status(
+                        f"{progress.done} of {progress.total} pictures, "
+                        f"step {progress.step} of {progress.steps}",
+                        progress.done,
+                        progress.total,
+                    ),
+                )
+            assert picture is not None
+            path = save_picture(services.settings.pictures, picture, settings)
+            done = status(f"Done: {progress.total} pictures.")
+            yield str(path), str(path), done
+
+    gr.on(go.click, None, None, line, js=said("Waiting for its turn …"), api_visibility="private")
+    running = go.click(
+        draw,
+        [
+            prompt_,
+            sampling_.negative_prompt,
+            mixer_.strengths,
+            *sampling_.numbers,
+            seed_,
+            x_.kind,
+            x_.values,
+            y_.kind,
+            y_.values,
+        ],
+        [grid, download, line],
+        api_name="compare",
+        show_progress="hidden",  # the status line says more
+        concurrency_limit=1,
+        concurrency_id="pictures",
+    )
+    watch(running, halt, line)
+
+
+@dataclass(frozen=True)
+class _AxisFields:
+    """The fields of one axis."""
+
+    kind: gr.Dropdown
+    values: gr.Textbox
+
+
+def _axis_fields(services: Services, axis: str, label: str, kind: AxisKind) -> _AxisFields:
+    def suggest(chosen: str) -> gr.Textbox:
+        kind = AxisKind(chosen)
+        value = _SUGGESTIONS.get(kind)
+        if value is None:
+            value = ", ".join((BASE_MODEL, *services.library.names()))
+        return gr.Textbox(value, info=_HINTS[kind], visible=kind is not AxisKind.NONE)
+
+    with gr.Column(min_width=150):
+        kind_ = gr.Dropdown(
+            [(kind.value.capitalize(), kind.value) for kind in AxisKind],
+            value=kind.value,
+            label=label,
+            info="What varies.",
+            elem_id=f"compare-{axis}-kind",
+        )
+        values_ = gr.Textbox(
+            _SUGGESTIONS[kind],
+            lines=2,
+            label=f"{label}: values",
+            info=_HINTS[kind],
+            elem_id=f"compare-{axis}-values",
+        )
+    kind_.input(suggest, kind_, values_, queue=False, api_visibility="private")
+    return _AxisFields(kind_, values_)

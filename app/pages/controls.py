@@ -1,0 +1,238 @@
+"""Form parts that several pages share: the adapter mixer and the sampling settings."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from app.picture import (
+    MAX_SEED,
+    OWN_SCHEDULER,
+    SCHEDULERS,
+    SIDE_MULTIPLE,
+    PictureSettings,
+    whole,
+)
+from app.services import Services
+
+SAMPLE_ADAPTER = "blue_car"
+SAMPLE_PROMPT = "a photo of sks car on the beach"
+
+_KEEP_STRENGTHS = "(names, s) => Object.fromEntries(names.map(n => [n, s[n] ?? 1]))"
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """Adapters with a strength each.
+
+    Attributes:
+        names: which adapters, for choosing.
+        strengths: strength by name, for reading: `{"blue_car": 1.0}`.
+        revision: to be changed after setting the other two, so that the sliders follow.
+    """
+
+    names: gr.Dropdown
+    strengths: gr.JSON
+    revision: gr.State
+
+    @property
+    def components(self) -> list[Component]:
+        """All three, to be set by `mixer_values`."""
+        return [self.names, self.strengths, self.revision]
+
+
+def mixer(services: Services, tab: gr.Tab, page: str) -> Mixer:
+    """Build the adapter choice and its sliders; the choices follow the library.
+
+    Args:
+        tab: the page's tab.
+        page: prefix of element ids.
+    """
+    library = services.library
+    start = [SAMPLE_ADAPTER] if SAMPLE_ADAPTER in library.names() else []
+    names = gr.Dropdown(
+        library.names(),
+        value=start,
+        multiselect=True,
+        max_choices=services.limits.max_adapters,
+        label="Adapters",
+        info="Subjects that were trained. Choose none for the base model, or mix several.",
+        elem_id=f"{page}-adapters",
+    )
+    strengths = gr.JSON(dict.fromkeys(start, 1.0), label="Adapters", visible=False)
+    revision = gr.State(0)
+    names.change(
+        None,
+        [names, strengths],
+        strengths,
+        js=_KEEP_STRENGTHS,
+        api_visibility="private",
+    )
+
+    def sliders(chosen: list[str], current: dict[str, float]) -> None:
+        for name in chosen:
+            slider = gr.Slider(
+                -2,
+                2,
+                value=current.get(name, 1.0),
+                step=0.05,
+                label=f"Strength of {name}",
+                info="0 is the base model, 1 as trained, below 0 the opposite; usual: 0.5 to 1.2.",
+                interactive=True,
+                elem_classes="strength",
+            )
+            # In the browser alone, so that a click on Generate right after finds the new value.
+            slider.input(
+                None,
+                [strengths, slider],
+                strengths,
+                js=f"(s, v) => ({{...s, [{json.dumps(name)}]: v}})",
+                api_visibility="private",
+            )
+
+    gr.render([names, strengths], [tab.select, names.change, revision.change], queue=False)(sliders)
+
+    def refreshed(chosen: list[str]) -> gr.Dropdown:
+        present = library.names()
+        return gr.Dropdown(present, value=[name for name in chosen if name in present])
+
+    tab.select(refreshed, names, names, queue=False, api_visibility="private")
+    return Mixer(names, strengths, revision)
+
+
+def mixer_values(services: Services, adapters: Mapping[str, float]) -> tuple[Any, Any, Any]:
+    """Values for `Mixer.components`; adapters that are not in the library are left out."""
+    present = {n: s for n, s in adapters.items() if n in services.library.names()}
+    return list(present), present, time.time_ns()
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a picture is drawn."""
+
+    steps: gr.Slider
+    guidance_scale: gr.Slider
+    width: gr.Slider
+    height: gr.Slider
+    scheduler: gr.Dropdown
+    negative_prompt: gr.Textbox
+
+    @property
+    def numbers(self) -> list[Component]:
+        """Steps, guidance, width, height and scheduler, the order in which callbacks take them."""
+        return [self.steps, self.guidance_scale, self.width, self.height, self.scheduler]
+
+
+def sampling(services: Services, page: str) -> Sampling:
+    """Build the fields for steps, guidance, size, scheduler and negative prompt."""
+    limits, side = services.limits, services.base.native_size
+    smallest, largest = min(side, 4 * SIDE_MULTIPLE), min(4 * side, limits.max_side)
+    return Sampling(
+        steps=gr.Slider(
+            1,
+            limits.max_steps,
+            value=20,
+            step=1,
+            label="Steps",
+            info="More steps, finer pictures, longer waiting; 15 to 30 is enough.",
+            elem_id=f"{page}-steps",
+        ),
+        guidance_scale=gr.Slider(
+            0,
+            15,
+            value=2.5,
+            step=0.1,
+            label="Guidance",
+            info="How strictly the prompt is followed: 2 to 3 on the sample base, 5 to 9 on Stable "
+            "Diffusion. At 1 or less the negative prompt has no effect.",
+            elem_id=f"{page}-guidance",
+        ),
+        width=gr.Slider(
+            smallest,
+            largest,
+            value=side,
+            step=SIDE_MULTIPLE,
+            label="Width",
+            info=f"In pixels. The base model was trained at {side}; far from it things repeat.",
+            elem_id=f"{page}-width",
+        ),
+        height=gr.Slider(
+            smallest,
+            largest,
+            value=side,
+            step=SIDE_MULTIPLE,
+            label="Height",
+            info=f"In pixels; best near {side}, too.",
+            elem_id=f"{page}-height",
+        ),
+        scheduler=gr.Dropdown(
+            list(SCHEDULERS),
+            value=OWN_SCHEDULER,
+            label="Scheduler",
+            info="The way from noise to picture. “Euler ancestral” adds noise at every step.",
+            elem_id=f"{page}-scheduler",
+        ),
+        negative_prompt=gr.Textbox(
+            "",
+            label="Negative prompt",
+            info="What the picture should not show; may stay empty.",
+            elem_id=f"{page}-negative",
+        ),
+    )
+
+
+def prompt_box(page: str) -> gr.Textbox:
+    """Build the field for the prompt."""
+    return gr.Textbox(
+        SAMPLE_PROMPT,
+        lines=1,
+        max_lines=4,
+        label="Prompt",
+        info="What the picture shows. A subject goes by the words it was trained with.",
+        placeholder="a photo of …",
+        elem_id=f"{page}-prompt",
+    )
+
+
+def seed_box(page: str) -> gr.Number:
+    """Build the field for the seed."""
+    return gr.Number(
+        1,
+        minimum=0,
+        maximum=MAX_SEED,
+        precision=0,
+        label="Seed",
+        info="The noise it starts from: the same seed and settings give the same picture.",
+        elem_id=f"{page}-seed",
+    )
+
+
+def picture_settings(
+    prompt: str,
+    negative_prompt: str,
+    adapters: Mapping[str, float] | None,
+    steps: float,
+    guidance_scale: float,
+    width: float,
+    height: float,
+    scheduler: str,
+    seed: float,
+) -> PictureSettings:
+    """Settings of the values of a form; whatever is wrong with them is for the check to say."""
+    return PictureSettings(
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        adapters=adapters or {},
+        steps=whole(steps),
+        guidance_scale=guidance_scale,
+        width=whole(width),
+        height=whole(height),
+        scheduler=scheduler,
+        seed=whole(seed),
+    )

@@ -1,0 +1,83 @@
+"""The whole app: four tabs, one look, one queue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from app.pages import compare, generate, inspect, train
+from app.services import Services
+
+_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
+_MONO = ("ui-monospace", "SF Mono", "Menlo", "Consolas", "monospace")
+
+THEME = gr.themes.Default(
+    primary_hue=gr.themes.colors.teal,
+    secondary_hue=gr.themes.colors.teal,
+    neutral_hue=gr.themes.colors.slate,
+    font=_FONTS,
+    font_mono=_MONO,
+    radius_size=gr.themes.sizes.radius_md,
+).set(
+    # Texts against their background: a contrast of 4.5 to 1 at least, in light and in dark.
+    color_accent="*primary_700",
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_dark="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_hover_dark="*primary_800",
+    block_info_text_color="*neutral_600",
+    block_info_text_color_dark="*neutral_300",
+    block_label_text_color="*neutral_600",
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_300",
+)
+
+_STYLE = Path(__file__).with_name("style.css")
+
+_PAGES = {
+    "Generate": generate.build,
+    "Compare": compare.build,
+    "Train": train.build,
+    "Inspect": inspect.build,
+}
+
+
+def build_app(services: Services) -> gr.Blocks:
+    """All pages as one app, to be launched with `launch_settings`."""
+    with gr.Blocks(
+        title="svfit-diffusion", analytics_enabled=False, delete_cache=(3600, 86400)
+    ) as app:
+        gr.Markdown(
+            "# svfit-diffusion\nTeach a picture model your subject, then draw it.",
+            elem_id="title",
+        )
+        with gr.Tabs():
+            for name, build in _PAGES.items():
+                with gr.Tab(name, id=name.lower()) as tab:
+                    build(services, tab)
+    return app.queue(max_size=services.limits.max_waiting)
+
+
+def launch_settings(services: Services) -> dict[str, Any]:
+    """Arguments of `Blocks.launch`: the look, and what the app lets out and in."""
+    settings = services.settings
+    return {
+        "theme": THEME,
+        "css_paths": _STYLE,
+        "server_name": settings.host,
+        "server_port": settings.port,
+        "share": settings.share,
+        "auth": settings.auth,
+        "allowed_paths": [
+            str(folder.resolve())
+            for folder in (settings.pictures, settings.exports, settings.adapters)
+        ],
+        # Even if it lies in one of these.
+        "blocked_paths": [str(settings.trainings.resolve())],
+        "max_file_size": services.limits.max_file_bytes,
+        "footer_links": ["api"],
+        "ssr_mode": False,
+        "quiet": True,
+    }

@@ -1,0 +1,69 @@
+"""What visitors read: errors as one sentence, and the line that says what is going on."""
+
+from __future__ import annotations
+
+import html
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gradio as gr
+
+from app.generation import Progress
+from svfit_diffusion.errors import SVFitError
+
+logger = logging.getLogger(__name__)
+
+_UNEXPECTED = "Something went wrong here; the server's log says what."
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Let errors reach the visitor as one plain sentence, and the log as a trace."""
+    try:
+        yield
+    except gr.Error:
+        raise
+    except SVFitError as error:
+        logger.warning("refused: %s", error, exc_info=True)
+        first_line = html.escape(str(error).splitlines()[0], quote=False)  # toasts show HTML
+        raise gr.Error(first_line, title="That did not work", print_exception=False) from error
+    except Exception as error:
+        logger.exception("unexpected")
+        raise gr.Error(_UNEXPECTED, title="That did not work", print_exception=False) from error
+
+
+def status(text: str, done: int = 0, total: int = 0) -> str:
+    """The status line as HTML: a sentence, and a bar while there is something to wait for.
+
+    Args:
+        text: the sentence, plain text.
+        done: how much is done.
+        total: of how much; 0 for no bar.
+    """
+    bar = f'<progress value="{done}" max="{total}"></progress>' if total else ""
+    return f'<div class="status" role="status">{bar}<span>{html.escape(text)}</span></div>'
+
+
+def said(text: str) -> str:
+    """A script that gives the status line of a sentence at once, in the browser."""
+    return f"() => {json.dumps(status(text))}"
+
+
+def drawing(progress: Progress) -> str:
+    """The status line while pictures are drawn."""
+    if not progress.step:
+        return status("Getting ready …", 0, progress.steps)
+    which = (
+        f"Batch {progress.batch} of {progress.batches}, step" if progress.batches > 1 else "Step"
+    )
+    return status(f"{which} {progress.step} of {progress.steps}", progress.step, progress.steps)
+
+
+def watch(running: Any, halt: gr.Button, line: gr.HTML) -> None:
+    """Let a button stop a running event; the status line says that, and clears after an error."""
+    stopped = halt.click(None, cancels=[running], queue=False, api_visibility="private")
+    stopped.then(lambda: status("Stopped."), None, line, queue=False, api_visibility="private")
+    running.failure(lambda: status("Ready."), None, line, queue=False, api_visibility="private")

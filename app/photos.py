@@ -1,0 +1,184 @@
+"""Photos of a subject as visitors drop them: checked, turned upright, cropped to squares.
+
+A file is judged by its header before its pixels are decoded, so a decompression bomb costs nothing.
+Names that a browser sends are shown to the visitor and used for nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
+
+from app.settings import Limits
+
+logger = logging.getLogger(__name__)
+
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF")
+"""Decoders that uploads may reach, by Pillow's names."""
+
+SMALLEST_SIDE = 32
+"""Photos with a shorter side, in pixels, show too little to learn from."""
+
+MAX_ZOOM = 4.0
+"""A crop is at least a quarter of the photo's shorter side."""
+
+_WORKING_SIDE = 1024  # of the shorter side: twice what most models train at, small to keep
+_LONGEST_SHAPE = 4  # a strip longer than that hides most of its subject from a square
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A square of a photo.
+
+    Attributes:
+        x: where it lies along the width, 0 (left) to 1 (right).
+        y: where it lies along the height, 0 (top) to 1 (bottom).
+        zoom: 1 for the largest square that fits, up to `MAX_ZOOM`.
+    """
+
+    x: float = 0.5
+    y: float = 0.5
+    zoom: float = 1.0
+
+    def box(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom in pixels, in a photo of `size`; always square and inside."""
+        x, y = (min(max(place, 0.0), 1.0) for place in (self.x, self.y))
+        side = max(1, round(min(size) / min(max(self.zoom, 1.0), MAX_ZOOM)))
+        left, top = round((size[0] - side) * x), round((size[1] - side) * y)
+        return left, top, left + side, top + side
+
+
+@dataclass(frozen=True)
+class CroppedPhoto:
+    """A photo that was accepted, and the square of it that is learned.
+
+    Attributes:
+        name: the file's name, to show.
+        image: RGB, upright, whole.
+        crop: the square; the largest in the middle at first.
+    """
+
+    name: str
+    image: Image.Image
+    crop: Crop = Crop()
+
+    def with_crop(self, crop: Crop) -> CroppedPhoto:
+        """The same photo with another square."""
+        return dataclasses.replace(self, crop=crop)
+
+    def square(self) -> Image.Image:
+        """The square, at its own resolution."""
+        return self.image.crop(self.crop.box(self.image.size))
+
+    def framed(self) -> Image.Image:
+        """The whole photo, dark where the square is not."""
+        framed = ImageEnhance.Brightness(self.image).enhance(0.3)
+        box = self.crop.box(self.image.size)
+        framed.paste(self.image.crop(box), box)
+        return framed
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A file that cannot be used.
+
+    Attributes:
+        name: the file's name, to show.
+        reason: why, as the rest of a sentence that begins with the name.
+    """
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+def take_in(
+    files: Sequence[Path], limits: Limits, already: int = 0
+) -> tuple[list[CroppedPhoto], list[Refusal]]:
+    """Read uploaded files: each becomes a photo or a refusal, in order.
+
+    Args:
+        files: where the uploads lie.
+        limits: how many photos, bytes and pixels are allowed.
+        already: photos taken in before, which count.
+    """
+    photos: list[CroppedPhoto] = []
+    refusals = []
+    for file in files:
+        if already + len(photos) >= limits.max_photos:
+            refusals.append(
+                Refusal(file.name, f"no more than {limits.max_photos} photos are taken")
+            )
+            continue
+        try:
+            photos.append(CroppedPhoto(file.name, _read(file, limits)))
+        except _UnusableError as error:
+            refusals.append(Refusal(file.name, str(error)))
+    return photos, refusals
+
+
+def write_squares(squares: Sequence[Image.Image], folder: Path) -> None:
+    """Write pictures into a folder as `00.png`, `01.png`, …"""
+    for number, square in enumerate(squares):
+        square.save(folder / f"{number:02d}.png")
+
+
+class _UnusableError(Exception):
+    """Why a file cannot be used."""
+
+
+def _read(file: Path, limits: Limits) -> Image.Image:
+    """The photo in `file`, RGB and upright, reduced if it is larger than training can use."""
+    size = file.stat().st_size
+    if size > limits.max_file_bytes:
+        raise _UnusableError(
+            f"{size / 2**20:.0f} MiB, at most {limits.max_file_bytes / 2**20:.0f} are allowed"
+        )
+    try:
+        # Opening reads the header alone; Pillow's own guard against bombs works here, too.
+        with Image.open(file, formats=FORMATS) as image:
+            _check_header(image, limits)
+            image.draft("RGB", (_WORKING_SIDE, _WORKING_SIDE))
+            upright = ImageOps.exif_transpose(image).convert("RGBA")
+    except UnidentifiedImageError:
+        raise _UnusableError("not a JPEG, PNG, WebP, AVIF, BMP, GIF or TIFF picture") from None
+    except Image.DecompressionBombError:
+        raise _UnusableError(_too_large(limits)) from None
+    except _UnusableError:
+        raise
+    except Exception as error:  # decoders raise whatever comes to them
+        logger.info("cannot decode an uploaded picture", exc_info=True)
+        raise _UnusableError("damaged or cut short") from error
+    # Transparent pixels have arbitrary colours underneath; show them on white.
+    photo = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
+    scale = _WORKING_SIDE / min(photo.size)
+    if scale < 1:
+        photo = ImageOps.scale(photo, scale, Image.Resampling.LANCZOS)
+    return photo
+
+
+def _check_header(image: Image.Image, limits: Limits) -> None:
+    width, height = image.size
+    if width * height > limits.max_pixels:
+        raise _UnusableError(_too_large(limits))
+    if min(width, height) < SMALLEST_SIDE:
+        raise _UnusableError(
+            f"{width}×{height} pixels, both sides must have at least {SMALLEST_SIDE}"
+        )
+    if max(width, height) > _LONGEST_SHAPE * min(width, height):
+        raise _UnusableError(
+            f"{width}×{height} pixels is too long a strip to be cropped to a square"
+        )
+    if image.mode[0] in "IF":
+        raise _UnusableError("more than 8 bits per pixel of grey; save it as an ordinary JPEG")
+
+
+def _too_large(limits: Limits) -> str:
+    return f"more than {limits.max_pixels / 1e6:.0f} million pixels"

@@ -1,0 +1,63 @@
+"""What all pages share, built once."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+from app.base_model import BaseModel
+from app.errors import UploadError
+from app.generation import ImageGenerator
+from app.library import AdapterLibrary
+from app.settings import SAMPLES, AppSettings, Limits
+from app.training_jobs import TrainingJobs
+from svfit_diffusion.checkpoint import WEIGHTS_NAME
+
+
+@dataclass(frozen=True)
+class Services:
+    """What all pages share.
+
+    Attributes:
+        settings: where the app keeps its files and listens.
+        limits: what a visitor may ask for.
+        base: the base model.
+        library: the adapters.
+        generator: draws pictures.
+        jobs: trains adapters.
+    """
+
+    settings: AppSettings
+    limits: Limits
+    base: BaseModel
+    library: AdapterLibrary
+    generator: ImageGenerator
+    jobs: TrainingJobs
+
+    def close(self) -> None:
+        """Stop a running training, keeping what it learned."""
+        self.jobs.close()
+
+
+def build_services(settings: AppSettings, limits: Limits | None = None) -> Services:
+    """Load the base model and open the library; a new one starts with the sample adapters.
+
+    Raises:
+        SettingError: the base model cannot be loaded.
+    """
+    limits = limits or Limits()
+    base = BaseModel(settings.base, settings.device)
+    first_start = not settings.adapters.exists()
+    library = AdapterLibrary(settings.adapters, base, limits.max_file_bytes)
+    if first_start:
+        _add_samples(library)
+    generator = ImageGenerator(base, library, limits)
+    jobs = TrainingJobs(base, library, settings.trainings, limits)
+    return Services(settings, limits, base, library, generator, jobs)
+
+
+def _add_samples(library: AdapterLibrary) -> None:
+    """Copy in the sample adapters that go with the base model: none on another than the sample."""
+    for path in sorted((SAMPLES / "adapters").glob(f"*/{WEIGHTS_NAME}")):
+        with contextlib.suppress(UploadError):
+            library.add(path)

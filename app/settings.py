@@ -1,0 +1,102 @@
+"""Settings of the app, valid once they exist; the command line is derived from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from app.errors import SettingError
+
+SAMPLES = Path(__file__).resolve().parent.parent / "samples"
+"""The embedded base model and the sample adapters."""
+
+_ADAPTERS = Path("outputs/adapters")
+_OUTPUTS = Path("outputs/app")
+
+
+def _setting(default: Any, help: str) -> Any:
+    """A field with its help text."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one visitor may ask for, so that none can exhaust the machine.
+
+    Raises:
+        SettingError: a limit is not positive.
+    """
+
+    max_photos: int = _setting(20, "Photos of one training.")
+    min_photos: int = _setting(3, "Photos a training needs at least.")
+    max_file_megabytes: int = _setting(20, "Size of one uploaded file.")
+    max_megapixels: int = _setting(50, "Pixels of one uploaded picture, in millions.")
+    max_training_steps: int = _setting(5000, "Steps of one training.")
+    max_adapters: int = _setting(8, "Adapters mixed in one picture.")
+    max_images: int = _setting(8, "Pictures of one generation, and of one batch.")
+    max_steps: int = _setting(100, "Sampling steps.")
+    max_side: int = _setting(1024, "Width and height of a picture in pixels.")
+    max_cells: int = _setting(36, "Pictures of one comparison.")
+    max_prompt_length: int = _setting(1000, "Characters of a prompt.")
+    max_waiting: int = _setting(20, "Visitors waiting for their pictures at a time.")
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise SettingError(f"{name} must be at least 1, got {value}")
+
+    @property
+    def max_file_bytes(self) -> int:
+        """Size of one uploaded file in bytes."""
+        return self.max_file_megabytes * 2**20
+
+    @property
+    def max_pixels(self) -> int:
+        """Pixels of one uploaded picture."""
+        return self.max_megapixels * 10**6
+
+
+@dataclass(frozen=True)
+class AppSettings:
+    """Where the app finds its models, keeps its files and listens.
+
+    Raises:
+        SettingError: a value is out of range, or two contradict each other.
+    """
+
+    base: str = _setting(str(SAMPLES / "toybox"), "Base model: a folder or a hub id.")
+    adapters: Path = _setting(_ADAPTERS, "Folder of the adapters.")  # noqa: RUF009
+    outputs: Path = _setting(_OUTPUTS, "Folder for pictures and trainings.")  # noqa: RUF009
+    host: str = _setting("127.0.0.1", "Address to listen on; 0.0.0.0 lets the whole network in.")
+    port: int | None = _setting(None, "Port; default: the first free one from 7860.")
+    device: str | None = _setting(None, "cpu, cuda, …; default: the accelerator if there is one.")
+    share: bool = _setting(False, "Open a public gradio.live address as well.")
+    username: str | None = _setting(None, "Ask visitors for this name; goes with --password.")
+    password: str | None = _setting(None, "Ask visitors for this password.")
+
+    def __post_init__(self) -> None:
+        if self.port is not None and not 0 < self.port < 65536:
+            raise SettingError(f"port must lie between 1 and 65535, got {self.port}")
+        if bool(self.username) != bool(self.password):
+            raise SettingError("username and password go together: give both or neither")
+
+    @property
+    def auth(self) -> tuple[str, str] | None:
+        """Name and password that visitors must give; None where all may enter."""
+        return (self.username, self.password) if self.username and self.password else None
+
+    @property
+    def pictures(self) -> Path:
+        """Folder of the pictures that visitors had drawn; they may fetch its files."""
+        return self.outputs / "pictures"
+
+    @property
+    def exports(self) -> Path:
+        """Folder of what visitors exported; they may fetch its files."""
+        return self.outputs / "exports"
+
+    @property
+    def trainings(self) -> Path:
+        """Folder of what trainings need and nobody is to fetch, photos above all."""
+        return self.outputs / "trainings"

@@ -1,0 +1,362 @@
+"""Training in the background: one at a time, apart from every visitor's session.
+
+A job runs the loop of the training script on a view of the base of its own, so generation goes on
+undisturbed. What it has to show is an immutable `TrainingStatus`, replaced after every step; a page
+that is loaded later finds it as well as the one that started the job.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from app.base_model import BaseModel
+from app.errors import AppError, SettingError
+from app.library import AdapterLibrary
+from app.photos import write_squares
+from app.settings import Limits
+from svfit_diffusion.class_images import generate_class_images
+from svfit_diffusion.config import TrainingConfig
+from svfit_diffusion.errors import SVFitError
+from svfit_diffusion.training import DEFAULT_STEPS, Trainer
+
+logger = logging.getLogger(__name__)
+
+_THUMBNAIL = 256  # pixels; what a status keeps of a photo
+_CLASS_IMAGE_SEED = 0  # the same for all trainings, which can thus share class images
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings that go together.
+
+    Attributes:
+        steps: optimizer steps.
+        learning_rate: of the shifts.
+        prior_preservation: whether to train on class images, too.
+    """
+
+    steps: int
+    learning_rate: float
+    prior_preservation: bool
+
+
+_RATE = TrainingConfig.learning_rate
+PRESETS = {
+    "quick": Preset(steps=120, learning_rate=2 * _RATE, prior_preservation=False),
+    "balanced": Preset(steps=DEFAULT_STEPS, learning_rate=_RATE, prior_preservation=True),
+    "thorough": Preset(steps=1000, learning_rate=_RATE, prior_preservation=True),
+}
+
+
+class Stage(Enum):
+    """How far a training is."""
+
+    PREPARING = "preparing"
+    TRAINING = "training"
+    SAVING = "saving"
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will happen."""
+        return self in (Stage.FINISHED, Stage.STOPPED, Stage.FAILED)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Pictures drawn while training.
+
+    Attributes:
+        step: optimizer steps done; 0 is the base model.
+        images: pictures of the validation prompt, from the same seeds every time.
+    """
+
+    step: int
+    images: tuple[Image.Image, ...]
+
+
+@dataclass(frozen=True)
+class TrainingStatus:
+    """What there is to see of a training.
+
+    Attributes:
+        run: tells one training from every other.
+        revision: how often anything here has changed.
+        adapter_name: name asked for; once the adapter is in the library, the name it has there.
+        config: settings.
+        photos: thumbnails of the squares learned.
+        stage: how far it is.
+        message: one sentence on what goes on or came of it.
+        total_steps: optimizer steps of the whole run.
+        losses: loss of each step done.
+        drifts: `‖δ‖ / ‖σ⁰‖` after each step done.
+        samples: pictures drawn so far.
+        seconds_left: estimate for the remaining steps; None while nothing is known.
+        kept: whether the adapter is in the library.
+    """
+
+    run: str
+    adapter_name: str
+    config: TrainingConfig
+    photos: tuple[Image.Image, ...]
+    stage: Stage
+    message: str
+    total_steps: int
+    losses: tuple[float, ...] = ()
+    drifts: tuple[float, ...] = ()
+    samples: tuple[Sample, ...] = ()
+    seconds_left: float | None = None
+    kept: bool = False
+    revision: int = 0
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return len(self.losses)
+
+
+class TrainingJobs:
+    """Runs one training at a time in a background thread.
+
+    Args:
+        base: trained on, through views.
+        library: where finished adapters go.
+        folder: for class images, which trainings share, and for what is needed for a moment.
+        limits: on photos and steps.
+    """
+
+    def __init__(
+        self, base: BaseModel, library: AdapterLibrary, folder: Path, limits: Limits
+    ) -> None:
+        self._base = base
+        self._library = library
+        self._limits = limits
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._job: _Job | None = None
+
+    def start(
+        self, adapter_name: str, squares: Sequence[Image.Image], config: TrainingConfig
+    ) -> None:
+        """Begin a training; returns at once.
+
+        Args:
+            adapter_name: what to call the adapter; a number is appended where that is taken.
+            squares: the photos, cropped.
+            config: settings; base, folders and precision are filled in.
+
+        Raises:
+            LibraryError: the name cannot be used.
+            SettingError: too few or too many photos or steps, or no prompt.
+            AppError: another training is running.
+        """
+        name = self._library.check_name(adapter_name)
+        self._check(squares, config)
+        with self._lock:
+            if self._job is not None and self._job.is_alive():
+                raise AppError(
+                    f"“{self._job.status.adapter_name}” is being trained, and one training runs "
+                    f"at a time: wait until it has finished, or stop it."
+                )
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._job = _Job(self._base, self._library, self._folder, name, squares, config)
+            self._job.start()
+
+    def stop(self) -> None:
+        """Ask the running training to stop after its current step and keep what it has learned."""
+        if self._job is not None:
+            self._job.stopping.set()
+
+    def status(self) -> TrainingStatus | None:
+        """The running training, or else the last one; None if there was none."""
+        return self._job.status if self._job is not None else None
+
+    def close(self) -> None:
+        """Stop the running training, if there is one, and wait until its adapter is kept."""
+        if self._job is not None and self._job.is_alive():
+            self._job.stopping.set()
+            self._job.join()
+
+    def _check(self, squares: Sequence[Image.Image], config: TrainingConfig) -> None:
+        limits = self._limits
+        if not limits.min_photos <= len(squares) <= limits.max_photos:
+            raise SettingError(
+                f"A training takes {limits.min_photos} to {limits.max_photos} photos, "
+                f"you have given {len(squares)}."
+            )
+        if not config.instance_prompt.strip():
+            raise SettingError(
+                "The instance prompt is missing: name your subject by an identifier and its "
+                "class, such as “a photo of sks dog”."
+            )
+        prompts = (config.instance_prompt, config.class_prompt or "", *config.validation_prompt)
+        if max(map(len, prompts)) > limits.max_prompt_length:
+            raise SettingError(f"A prompt has at most {limits.max_prompt_length} characters.")
+        if (config.max_train_steps or 0) > limits.max_training_steps:
+            raise SettingError(f"A training has at most {limits.max_training_steps} steps.")
+        if (config.resolution or 0) > limits.max_side:
+            raise SettingError(f"The resolution is at most {limits.max_side} pixels.")
+
+
+class _StoppedError(Exception):
+    """The visitor stopped the training before its first step."""
+
+
+class _Job(threading.Thread):
+    """One training. Only its own thread replaces `status`."""
+
+    def __init__(
+        self,
+        base: BaseModel,
+        library: AdapterLibrary,
+        folder: Path,
+        adapter_name: str,
+        squares: Sequence[Image.Image],
+        config: TrainingConfig,
+    ) -> None:
+        super().__init__(name=f"training of {adapter_name}", daemon=True)
+        self._base = base
+        self._library = library
+        self._folder = folder
+        self._squares = squares
+        config = dataclasses.replace(
+            config,
+            pretrained_model_name_or_path=base.source,
+            output_dir=str(folder),
+            class_data_dir=str(folder / "class_images" / _class_digest(base.source, config)),
+            validation_prompt=config.validation_prompt or [config.instance_prompt],
+            mixed_precision="no",
+        )
+        self.stopping = threading.Event()
+        self.status = TrainingStatus(
+            run=uuid.uuid4().hex,
+            adapter_name=adapter_name,
+            config=config,
+            photos=tuple(_thumbnail(square) for square in squares),
+            stage=Stage.PREPARING,
+            message="Getting ready.",
+            total_steps=config.max_train_steps or DEFAULT_STEPS,
+        )
+
+    def run(self) -> None:
+        try:
+            self._train()
+        except _StoppedError:
+            self._show(
+                stage=Stage.STOPPED, message="Stopped before the first step; nothing is kept."
+            )
+        except SVFitError as error:
+            logger.exception("training of %r failed", self.status.adapter_name)
+            self._show(stage=Stage.FAILED, message=f"The training failed: {error}")
+        except Exception:
+            logger.exception("training of %r failed", self.status.adapter_name)
+            self._show(
+                stage=Stage.FAILED,
+                message="The training failed unexpectedly; the server's log says why.",
+            )
+
+    def _train(self) -> None:
+        trainer = self._prepare()
+        self._draw(trainer, base=True)
+        self._show(stage=Stage.TRAINING, message="Learning your subject.")
+        started = time.monotonic()
+        for record in trainer.steps():
+            pace = (time.monotonic() - started) / record.step
+            self._show(
+                losses=(*self.status.losses, record.loss),
+                drifts=(*self.status.drifts, record.sigma_drift),
+                seconds_left=pace * (record.total_steps - record.step),
+            )
+            if self.stopping.is_set():
+                break
+            is_last = record.step == record.total_steps
+            if is_last or record.step % trainer.config.validation_steps == 0:
+                self._draw(trainer)
+        self._keep(trainer)
+
+    def _prepare(self) -> Trainer:
+        """Class images if wanted, then everything that comes before the first step."""
+        pipe = self._base.view()
+        self._draw_class_images(pipe)
+        self._show(message="Looking at your photos.")
+        with tempfile.TemporaryDirectory(dir=self._folder) as photos:
+            write_squares(self._squares, Path(photos))
+            config = dataclasses.replace(self.status.config, instance_data_dir=photos)
+            trainer = Trainer(config, pipe=pipe, show_progress=False)
+        self._leave_if_stopping()
+        return trainer
+
+    def _draw_class_images(self, pipe: Any) -> None:
+        """Fill up the shared folder of class images, a batch at a time so that one can stop."""
+        config = self.status.config
+        if not config.with_prior_preservation:
+            return
+        total = config.num_class_images
+        for start in range(0, total, config.sample_batch_size):
+            self._leave_if_stopping()
+            self._show(message=f"Drawing pictures of the class: {start} of {total}.")
+            upto = min(start + config.sample_batch_size, total)
+            part = dataclasses.replace(config, num_class_images=upto)
+            generate_class_images(pipe, part, _CLASS_IMAGE_SEED, show_progress=False)
+
+    def _leave_if_stopping(self) -> None:
+        if self.stopping.is_set():
+            raise _StoppedError
+
+    def _draw(self, trainer: Trainer, *, base: bool = False) -> None:
+        config = trainer.config
+        images = trainer.generate(config.validation_prompt, config.num_validation_images, base=base)
+        sample = Sample(trainer.step, tuple(image for row in images for image in row))
+        self._show(samples=(*self.status.samples, sample))
+
+    def _keep(self, trainer: Trainer) -> None:
+        """Put the adapter into the library."""
+        self._show(stage=Stage.SAVING, message="Saving the adapter.", seconds_left=None)
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            name = self._library.add(trainer.save(Path(folder)), self.status.adapter_name)
+        stopped = trainer.step < trainer.total_steps
+        done = f"Stopped after step {trainer.step}" if stopped else f"Done, {trainer.step} steps"
+        self._show(
+            adapter_name=name,
+            stage=Stage.STOPPED if stopped else Stage.FINISHED,
+            message=f"{done}: “{name}” is ready to use.",
+            kept=True,
+        )
+
+    def _show(self, **changes: Any) -> None:
+        revision = self.status.revision + 1
+        self.status = dataclasses.replace(self.status, revision=revision, **changes)
+
+
+def _thumbnail(square: Image.Image) -> Image.Image:
+    small = square.convert("RGB")
+    small.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
+    return small
+
+
+def _class_digest(source: str, config: TrainingConfig) -> str:
+    """Names the folder of class images by what decides how they look."""
+    decides = (
+        source,
+        config.class_prompt,
+        config.resolution,
+        config.num_inference_steps,
+        config.guidance_scale,
+    )
+    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]

@@ -1,0 +1,154 @@
+"""Fixtures: the app in service on a tiny base model, and a browser to visit it with.
+
+`app_server` is one server for the whole session, with the random adapters of `ADAPTERS`; `page` is
+a fresh visitor's browser page. Gradio and Playwright are imported only where a test asks for them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from svfit_diffusion import inject, sigma_parameters
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+ADAPTERS = ("rex", "tom")
+"""Adapters in the served library, which random shifts make visible."""
+
+SECONDS = 60
+"""How long a browser waits for anything."""
+
+
+@dataclass(frozen=True)
+class AppServer:
+    """A running app.
+
+    Attributes:
+        url: its address.
+        services: what its pages share.
+    """
+
+    url: str
+    services: Any
+
+
+def write_random_adapter(path: Path, seed: int) -> Path:
+    """Write a random adapter of `tiny.make_tiny_pipeline()` and return the path."""
+    pipe = tiny.make_tiny_pipeline()
+    generator = torch.Generator().manual_seed(seed)
+    for model in (pipe.unet, pipe.text_encoder):
+        inject(model, show_progress=False)
+        for _, delta in sigma_parameters(model):
+            delta.data = torch.randn(delta.shape, generator=generator) * 0.4
+    written = pipe.save_svfit_weights(path.parent / "written")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return written.replace(path)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def serve(
+    saved_pipe: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., AppServer]]:
+    """Start an app on the tiny base model, with settings beyond the usual; closed in the end."""
+    from app.pages.layout import build_app, launch_settings
+    from app.services import build_services
+    from app.settings import AppSettings
+
+    os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("gradio"))
+    started = []
+
+    def start(**settings: Any) -> AppServer:
+        folder = tmp_path_factory.mktemp("app")
+        for seed, name in enumerate(ADAPTERS):
+            write_random_adapter(folder / "adapters" / f"{name}.safetensors", seed)
+        services = build_services(
+            AppSettings(
+                base=str(saved_pipe),
+                adapters=folder / "adapters",
+                outputs=folder / "outputs",
+                device="cpu",
+                port=free_port(),
+                **settings,
+            )
+        )
+        app = build_app(services)
+        _, url, _ = app.launch(prevent_thread_lock=True, **launch_settings(services))
+        started.append((app, services))
+        return AppServer(url, services)
+
+    yield start
+    for app, services in started:
+        app.close()
+        services.close()
+
+
+@pytest.fixture(scope="session")
+def app_server(serve: Callable[..., AppServer]) -> AppServer:
+    """The app, in service until the session ends."""
+    return serve()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium; tests that need it are skipped, and say so loudly, where there is none."""
+    try:
+        from playwright.sync_api import Error, sync_playwright
+    except ImportError:
+        _skip_browser_tests("playwright is not installed")
+    with sync_playwright() as playwright:
+        try:
+            # Debian's, or else one that `playwright install chromium` has put there.
+            chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"))
+        except Error as error:
+            _skip_browser_tests(str(error).splitlines()[0])
+        yield chromium
+        chromium.close()
+
+
+def _skip_browser_tests(reason: str) -> None:
+    message = f"NO BROWSER, so the pages of the app are NOT TESTED: {reason}"
+    warnings.warn(message, stacklevel=1)
+    pytest.skip(message)
+
+
+@pytest.fixture
+def visit(browser: Any, app_server: AppServer) -> Iterator[Callable[..., Any]]:
+    """Open the app in a fresh browser session, `visit(width=390)` as on a phone."""
+    contexts = []
+
+    def open_page(width: int = 1280, **options: Any) -> Any:
+        context = browser.new_context(viewport={"width": width, "height": 800}, **options)
+        contexts.append(context)
+        context.set_default_timeout(1000 * SECONDS)
+        page = context.new_page()
+        page.goto(app_server.url)
+        page.locator("#generate-go").wait_for()
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def page(visit: Callable[..., Any]) -> Any:
+    """The app in a fresh browser session."""
+    return visit()

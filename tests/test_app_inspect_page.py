@@ -1,0 +1,100 @@
+"""Inspect in a real browser."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def inspect_page(visit: Callable[..., Any]) -> Callable[..., Any]:
+    """Open the Inspect page in a fresh session and wait until it shows the first adapter."""
+
+    def open_page(**options: Any) -> Any:
+        page = visit(**options)
+        page.get_by_role("tab", name="Inspect").click()
+        for figure in ("moved", "values", "energy", "weight"):
+            page.locator(f"#inspect-{figure} svg").wait_for()
+        page.locator("#inspect-pictures img").nth(2).wait_for()
+        return page
+
+    return open_page
+
+
+def choose(page: Any, field: str, option: str) -> None:
+    page.locator(f"#inspect-{field} input").click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def upload(page: Any, file: Path) -> None:
+    with page.expect_file_chooser() as chooser:
+        page.click("#inspect-upload")
+    chooser.value.set_files(file)
+
+
+def test_an_adapter_is_described_and_another_one_differs(
+    inspect_page: Callable[..., Any],
+) -> None:
+    page = inspect_page()
+    table = page.locator("#inspect-facts").inner_text()
+    assert "KiB" in table and "Matches this one, weight for weight" in table
+    first = page.locator("#inspect-moved svg").get_attribute("aria-label")
+    choose(page, "adapter", "tom")
+    page.wait_for_function(
+        "before => document.querySelector('#inspect-moved svg').ariaLabel != before", arg=first
+    )
+    with page.expect_download() as download:
+        page.click("#inspect-download")
+    assert download.value.suggested_filename == "tom.safetensors"
+
+
+def test_ranks_are_moved_by_keys(inspect_page: Callable[..., Any]) -> None:
+    page = inspect_page()
+    for name in ("weight", "picture"):
+        page.locator(f"#inspect-{name}-rank input[type=range]").press("End")
+        page.locator(f"#inspect-{name}-line", has_text="carry 100.0%").wait_for()
+
+
+def test_another_layer_is_shown(inspect_page: Callable[..., Any]) -> None:
+    page = inspect_page()
+    layer = page.locator("#inspect-layer input")
+    layer.click()
+    other = page.get_by_role("option").nth(1)
+    name = other.inner_text().strip()
+    other.click()
+    page.locator(f'#inspect-values svg[aria-label*="{name}"]').wait_for()
+
+
+def test_own_pictures_are_taken_apart_and_fakes_refused(
+    inspect_page: Callable[..., Any], tmp_path: Path
+) -> None:
+    page = inspect_page()
+    fake = tmp_path / "fake.png"
+    fake.write_text("no picture")
+    upload(page, fake)
+    page.get_by_text("fake.png: not a JPEG").wait_for()
+    own = tmp_path / "own.png"
+    Image.effect_noise((50, 40), 80).save(own)
+    upload(page, own)
+    page.locator("#inspect-picture-line", has_text="of 40 singular values").wait_for()
+
+
+def test_a_merged_pipeline_can_be_fetched(inspect_page: Callable[..., Any], tmp_path: Path) -> None:
+    page = inspect_page()
+    page.click("#inspect-merge")
+    page.locator("#inspect-merged", has_text="MiB").wait_for()
+    with page.expect_download() as download:
+        page.click("#inspect-merged")
+    download.value.save_as(tmp_path / "merged.zip")
+    with zipfile.ZipFile(tmp_path / "merged.zip") as archive:
+        assert {"model_index.json", "unet/config.json"} <= set(archive.namelist())
+
+
+def test_the_page_fits_a_phone(inspect_page: Callable[..., Any]) -> None:
+    page = inspect_page(width=390)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
