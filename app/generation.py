@@ -92,7 +92,7 @@ class ImageGenerator:
         self._own_scheduler = self._pipe.scheduler
         self._library = library
         self._limits = limits
-        self._loaded: dict[str, FileVersion] = {}
+        self._loaded: dict[str, FileVersion | None] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pictures")
 
     def run(self, wanted: Sequence[PictureSettings]) -> Iterator[Event]:
@@ -167,7 +167,8 @@ class ImageGenerator:
         for name in adapters:
             if name not in self._loaded:
                 self._load(name)
-                self._loaded[name] = versions[name]
+                # None if it has come since: then it is loaded again next time.
+                self._loaded[name] = versions.get(name)
         self._pipe.set_svfit_adapters(list(adapters), list(adapters.values()))
 
     def _load(self, name: str) -> None:

@@ -263,7 +263,8 @@ class _Job(threading.Thread):
             )
         except SVFitError as error:
             logger.exception("training of %r failed", self.status.adapter_name)
-            self._show(stage=Stage.FAILED, message=f"The training failed: {error}")
+            first_line = str(error).splitlines()[0]
+            self._show(stage=Stage.FAILED, message=f"The training failed: {first_line}")
         except Exception:
             logger.exception("training of %r failed", self.status.adapter_name)
             self._show(

@@ -50,7 +50,7 @@ def pixels(path: Path) -> bytes:
     return Image.open(path).tobytes()
 
 
-def test_endpoints_are_these_two(client: Client) -> None:
+def test_the_endpoints_are_there(client: Client) -> None:
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
     assert {"/generate", "/compare"} <= set(endpoints)
     names = [parameter["parameter_name"] for parameter in endpoints["/generate"]["parameters"]]

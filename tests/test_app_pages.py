@@ -252,7 +252,7 @@ def test_a_wrong_axis_gets_one_sentence(page: Any) -> None:
     toast = page.get_by_test_id("toast-body")
     toast.wait_for()
     assert "Choose the adapter whose strength is to vary." in toast.inner_text()
-    page.locator("#compare-status", has_text="Ready").wait_for()
+    page.locator("#compare-status", has_text="Stopped").wait_for()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -9,7 +9,15 @@ from typing import Any
 import gradio as gr
 
 from app.comparison import BASE_MODEL, MIX, AxisKind, compare, parse_axis
-from app.pages.controls import mixer, picture_settings, prompt_box, sampling, seed_box
+from app.pages.controls import (
+    Mixer,
+    Sampling,
+    mixer,
+    picture_settings,
+    prompt_box,
+    sampling,
+    seed_box,
+)
 from app.pages.messages import plain_errors, said, status, watch
 from app.png_metadata import save_picture
 from app.services import Services
@@ -33,36 +41,81 @@ _HINTS = {
 }
 
 
+@dataclass(frozen=True)
+class _AxisFields:
+    """The fields of one axis."""
+
+    kind: gr.Dropdown
+    values: gr.Textbox
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The components of the page that do something."""
+
+    prompt: gr.Textbox
+    x: _AxisFields
+    y: _AxisFields
+    go: gr.Button
+    halt: gr.Button
+    line: gr.HTML
+    grid: gr.Image
+    download: gr.DownloadButton
+    mixer: Mixer
+    seed: gr.Number
+    sampling: Sampling
+
+
 def build(services: Services, tab: gr.Tab) -> None:
     """Build the page inside the current tab."""
     with gr.Row(elem_classes="studio"):
-        with gr.Column(elem_classes="ask"):
-            prompt_ = prompt_box("compare")
-            with gr.Row():
-                x_ = _axis_fields(services, "x", "Columns", AxisKind.STRENGTH)
-                y_ = _axis_fields(services, "y", "Rows", AxisKind.SEED)
-            with gr.Row(elem_classes="actions"):
-                go = gr.Button("Compare", variant="primary", scale=3, elem_id="compare-go")
-                halt = gr.Button("Stop", scale=1, min_width=80, elem_id="compare-stop")
-            line = gr.HTML(status("Ready."), padding=False, elem_id="compare-status")
-        with gr.Column(elem_classes="show"):
-            grid = gr.Image(
-                label="Comparison",
-                show_label=False,
-                placeholder="The grid appears here.",
-                format="png",
-                type="filepath",
-                interactive=False,
-                buttons=["fullscreen"],
-                elem_id="compare-grid",
-            )
-            download = gr.DownloadButton("Download the grid", size="sm", elem_id="compare-download")
-        with gr.Column(elem_classes="tune"):
-            mixer_ = mixer(services, tab, "compare")
-            with gr.Accordion("Settings", open=False, elem_id="compare-settings"):
-                seed_ = seed_box("compare")
-                sampling_ = sampling(services, "compare")
+        parts = _lay_out(services, tab)
+    _wire_drawing(services, parts)
 
+
+def _lay_out(services: Services, tab: gr.Tab) -> _Parts:
+    with gr.Column(elem_classes="ask"):
+        prompt = prompt_box(services, "compare")
+        with gr.Row():
+            x = _axis_fields(services, "x", "Columns", AxisKind.STRENGTH)
+            y = _axis_fields(services, "y", "Rows", AxisKind.SEED)
+        with gr.Row():
+            go = gr.Button("Compare", variant="primary", scale=3, elem_id="compare-go")
+            halt = gr.Button("Stop", scale=1, min_width=80, elem_id="compare-stop")
+        line = gr.HTML(status("Ready."), padding=False, elem_id="compare-status")
+    with gr.Column(elem_classes="show"):
+        grid = gr.Image(
+            label="Comparison",
+            show_label=False,
+            placeholder="The grid appears here.",
+            format="png",
+            type="filepath",
+            interactive=False,
+            buttons=["fullscreen"],
+            elem_id="compare-grid",
+        )
+        download = gr.DownloadButton("Download the grid", size="sm", elem_id="compare-download")
+    with gr.Column(elem_classes="tune"):
+        mixer_ = mixer(services, tab, "compare")
+        with gr.Accordion("Settings", open=False, elem_id="compare-settings"):
+            seed = seed_box("compare")
+            sampling_ = sampling(services, "compare")
+    return _Parts(
+        prompt=prompt,
+        x=x,
+        y=y,
+        go=go,
+        halt=halt,
+        line=line,
+        grid=grid,
+        download=download,
+        mixer=mixer_,
+        seed=seed,
+        sampling=sampling_,
+    )
+
+
+def _wire_drawing(services: Services, parts: _Parts) -> None:
     def draw(
         prompt: str,
         negative_prompt: str,
@@ -111,35 +164,29 @@ def build(services: Services, tab: gr.Tab) -> None:
             done = status(f"Done: {progress.total} pictures.")
             yield str(path), str(path), done
 
-    gr.on(go.click, None, None, line, js=said("Waiting for its turn …"), api_visibility="private")
-    running = go.click(
+    # Before the drawing, for the browser works them off in this order.
+    waiting = said("Waiting for its turn …")
+    parts.go.click(None, None, parts.line, js=waiting, api_visibility="private")
+    running = parts.go.click(
         draw,
         [
-            prompt_,
-            sampling_.negative_prompt,
-            mixer_.strengths,
-            *sampling_.numbers,
-            seed_,
-            x_.kind,
-            x_.values,
-            y_.kind,
-            y_.values,
+            parts.prompt,
+            parts.sampling.negative_prompt,
+            parts.mixer.strengths,
+            *parts.sampling.numbers,
+            parts.seed,
+            parts.x.kind,
+            parts.x.values,
+            parts.y.kind,
+            parts.y.values,
         ],
-        [grid, download, line],
+        [parts.grid, parts.download, parts.line],
         api_name="compare",
         show_progress="hidden",  # the status line says more
         concurrency_limit=1,
         concurrency_id="pictures",
     )
-    watch(running, halt, line)
-
-
-@dataclass(frozen=True)
-class _AxisFields:
-    """The fields of one axis."""
-
-    kind: gr.Dropdown
-    values: gr.Textbox
+    watch(running, parts.halt, parts.line)
 
 
 def _axis_fields(services: Services, axis: str, label: str, kind: AxisKind) -> _AxisFields:

@@ -23,6 +23,11 @@ from app.services import Services
 
 SAMPLE_ADAPTER = "blue_car"
 SAMPLE_PROMPT = "a photo of sks car on the beach"
+PLAIN_PROMPT = "a photo of a teapot on a wooden floor"
+"""A prompt that needs no adapter."""
+
+# Where the guidance slider starts: small base models want less than Stable Diffusion.
+_SMALL_GUIDANCE, _USUAL_GUIDANCE, _LARGE_SIDE = 2.5, 7.5, 256
 
 _KEEP_STRENGTHS = "(names, s) => Object.fromEntries(names.map(n => [n, s[n] ?? 1]))"
 
@@ -146,7 +151,7 @@ def sampling(services: Services, page: str) -> Sampling:
         guidance_scale=gr.Slider(
             0,
             15,
-            value=2.5,
+            value=_SMALL_GUIDANCE if side < _LARGE_SIDE else _USUAL_GUIDANCE,
             step=0.1,
             label="Guidance",
             info="How strictly the prompt is followed: 2 to 3 on the sample base, 5 to 9 on Stable "
@@ -187,10 +192,10 @@ def sampling(services: Services, page: str) -> Sampling:
     )
 
 
-def prompt_box(page: str) -> gr.Textbox:
+def prompt_box(services: Services, page: str) -> gr.Textbox:
     """Build the field for the prompt."""
     return gr.Textbox(
-        SAMPLE_PROMPT,
+        SAMPLE_PROMPT if SAMPLE_ADAPTER in services.library.names() else PLAIN_PROMPT,
         lines=1,
         max_lines=4,
         label="Prompt",

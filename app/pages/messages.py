@@ -63,7 +63,8 @@ def drawing(progress: Progress) -> str:
 
 
 def watch(running: Any, halt: gr.Button, line: gr.HTML) -> None:
-    """Let a button stop a running event; the status line says that, and clears after an error."""
+    """Let a button stop a running event; its status line says so, and likewise after an error."""
     stopped = halt.click(None, cancels=[running], queue=False, api_visibility="private")
-    stopped.then(lambda: status("Stopped."), None, line, queue=False, api_visibility="private")
-    running.failure(lambda: status("Ready."), None, line, queue=False, api_visibility="private")
+    # Browsers may take a stop for a failure, so both say the same.
+    for ended in (stopped.then, running.failure):
+        ended(lambda: status("Stopped."), None, line, queue=False, api_visibility="private")

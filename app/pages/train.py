@@ -7,6 +7,7 @@ which page started it.
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -197,15 +198,13 @@ def _build_form(services: Services) -> _Form:
     with gr.Accordion("Advanced settings", open=False, elem_id="train-advanced"):
         form = _build_advanced(services, name, instance_prompt, class_prompt)
 
-    def chosen(key: str) -> tuple[int, float, bool]:
-        choice = PRESETS[key]
-        return choice.steps, choice.learning_rate, choice.prior_preservation
-
+    # In the browser alone, so that a click on Train right after finds the new values.
+    values = {key: [p.steps, p.learning_rate, p.prior_preservation] for key, p in PRESETS.items()}
     preset.input(
-        chosen,
+        None,
         preset,
         [form.steps, form.learning_rate, form.prior_preservation],
-        queue=False,
+        js=f"key => ({json.dumps(values)})[key]",
         api_visibility="private",
     )
     return form
