@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from svfit_diffusion import spectral
 from svfit_diffusion.errors import StateError
+from svfit_diffusion.linear import factored_linear, merged_linear
 from svfit_diffusion.spectral import Basis
 
 SHIFTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -36,6 +37,8 @@ class ShiftedProjection:
         self.deltas: dict[str, nn.Parameter] = {}
         self._active: list[tuple[float, Tensor]] = []
         self._held: Tensor | None = None
+        self._merged: tuple[Tensor, Tensor] | None = None
+        self._place = (layer.weight.device, layer.weight.dtype)
 
     def add(self, adapter_name: str, delta: nn.Parameter) -> None:
         """Add an adapter's shift `(r,)`, float32; it takes effect at `activate`."""
@@ -57,11 +60,12 @@ class ShiftedProjection:
 
     def refresh(self) -> None:
         """Follow a change of a frozen δ, of `requires_grad` or of the layer's weight."""
-        self._held = None
+        self._held = self._merged = None
         if not self._active:
             return
-        # Vectors live beside the weight, in its precision: half as large for a half base.
-        self.basis = self.basis.to(self.layer.weight.device, self.layer.weight.dtype)
+        weight = self.layer.weight
+        self._place = (weight.device, weight.dtype)
+        self.basis = self.basis.to(weight.device)
         if not any(delta.requires_grad for _, delta in self._active):
             with torch.no_grad():
                 self._held = self.effective_weight()
@@ -86,16 +90,37 @@ class ShiftedProjection:
         weight = self.layer.weight
         if not self._active:
             return self._project(x, weight, self.layer.bias)
-        if self.basis.u.device != weight.device or self.basis.u.dtype != weight.dtype:
+        if self._place != (weight.device, weight.dtype):
             self._refresh_after_move()
         if self._held is not None:
             return self._project(x, self._held, self.layer.bias)
-        delta = self.shift()
-        if self._merges(x, delta.numel()):
+        delta, merges = self.shift(), self._merges(x)
+        if isinstance(self.layer, nn.Linear):
+            bias = self.layer.bias
+            if merges:
+                return merged_linear(x, self._merged_weight(delta), bias, self.basis, delta)
+            return factored_linear(x, weight, bias, self.basis, delta)
+        if merges:
             merged = spectral.shifted_weight(weight, self.basis, delta)
             return self._project(x, merged, self.layer.bias)
         change = spectral.factored_shift(self._project, x, self.basis, delta, weight.shape[1:])
         return self._project(x, weight, self.layer.bias) + change
+
+    @torch.no_grad()
+    def _merged_weight(self, delta: Tensor) -> Tensor:
+        """`W'` of a live shift, built once per value: not again for the next micro-batch, nor when
+        a checkpointed block is computed a second time.
+
+        Values are compared, since some optimizers write to δ behind autograd's back; that would
+        wait for a GPU, where building costs little.
+        """
+        weight = self.layer.weight
+        if delta.device.type != "cpu" or torch.compiler.is_compiling():
+            return spectral.shifted_weight(weight, self.basis, delta)
+        if self._merged is None or not torch.equal(self._merged[0], delta):
+            self._merged = None  # before the next one is made
+            self._merged = (delta.clone(), spectral.shifted_weight(weight, self.basis, delta))
+        return self._merged[1]
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _refresh_after_move(self) -> None:
@@ -107,9 +132,8 @@ class ShiftedProjection:
             )
         self.refresh()
 
-    def _merges(self, x: Tensor, rank: int) -> bool:
-        layer = self.layer
-        weight = layer.weight
+    def _merges(self, x: Tensor) -> bool:
+        layer, weight = self.layer, self.layer.weight
         if isinstance(layer, nn.Linear):
             positions = x.numel() // x.shape[-1]
         elif layer.groups != 1:
@@ -119,6 +143,7 @@ class ShiftedProjection:
             for stride in layer.stride:
                 positions //= int(stride)
         d_out = weight.shape[0]
+        rank = max(delta.numel() for _, delta in self._active)
         return spectral.merging_is_cheaper(positions, d_out, weight.numel() // d_out, rank)
 
     def _project(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -66,10 +66,12 @@ def filled_cache(empty_cache: Path) -> Path:
 def test_a_hit_gives_the_same_tensors_without_svd() -> None:
     bases = load(make_base())
     for path, matrix in make_base().matrices.items():
-        expected = torch.linalg.svd(matrix.float(), full_matrices=False)
-        assert torch.equal(bases[path].u, expected.U.mT)
-        assert torch.equal(bases[path].v, expected.Vh)
-        assert torch.equal(bases[path].sigma, expected.S)
+        expected = torch.linalg.svd(matrix.double(), full_matrices=False)
+        # Vectors up to a common sign, and to the last bit after rounding.
+        signs = (bases[path].u[:, 0] * expected.U[0] > 0) * 2 - 1
+        assert torch.equal(bases[path].u, (signs * expected.U).mT.half())
+        assert torch.equal(bases[path].v, (signs[:, None] * expected.Vh).half())
+        torch.testing.assert_close(bases[path].sigma, expected.S.float(), rtol=1e-6, atol=0)
 
 
 def test_files_are_named_by_content_and_alone_in_the_folder(filled_cache: Path) -> None:
@@ -92,7 +94,7 @@ def garble_header(path: Path) -> None:
     path.write_bytes(b"\xff" * 64 + path.read_bytes()[64:])
 
 
-def change(path: Path, format_name: str = "svfit-basis-1", **tensors: Any) -> None:
+def change(path: Path, format_name: str = "svfit-basis-2", **tensors: Any) -> None:
     """Write the file again with other contents; None drops a tensor."""
     kept = {n: t.clone() for n, t in load_file(path).items()}
     kept = {n: t for n, t in (kept | tensors).items() if t is not None}
@@ -104,7 +106,7 @@ def foreign(path: Path) -> None:
     """The valid basis of another weight of the same shape."""
     d_out, d_in = (load_file(path)[name].shape[1] for name in ("u", "v"))
     other = torch.randn(d_out, d_in, generator=torch.Generator().manual_seed(99))
-    change(path, **vars(spectral.singular_basis(other)))
+    change(path, **vars(spectral.singular_basis(other).to(other.device, torch.float16)))
 
 
 def other_format(path: Path) -> None:
@@ -119,8 +121,8 @@ def no_sigma(path: Path) -> None:
     change(path, sigma=None)
 
 
-def half_precision(path: Path) -> None:
-    change(path, **{name: tensor.half() for name, tensor in load_file(path).items()})
+def full_precision(path: Path) -> None:
+    change(path, **{name: tensor.float() for name, tensor in load_file(path).items()})
 
 
 def integers(path: Path) -> None:
@@ -153,7 +155,7 @@ DAMAGES = [
     other_format,
     truncated_rank,
     no_sigma,
-    half_precision,
+    full_precision,
     integers,
     flip_last_vector,
     nan_inside,
@@ -174,7 +176,7 @@ def test_a_damaged_file_is_recomputed_and_replaced(
         bases = load(make_base())
     assert caplog.text.count("Recomputing") == len(files)
     for path, matrix in make_base().matrices.items():
-        assert torch.equal(bases[path].u, spectral.singular_basis(matrix).u)
+        assert torch.equal(bases[path].u, spectral.singular_basis(matrix).u.half())
     assert sorted(filled_cache.iterdir()) == files
     for path, tensors in zip(files, good, strict=True):
         stored = load_file(path)
@@ -230,7 +232,7 @@ def test_a_cache_that_cannot_be_written_only_warns(
     monkeypatch.setenv("SVFIT_CACHE", str(tmp_path / "occupied" / "cache"))
     bases = load(make_base())
     assert "could not be cached" in caplog.text
-    assert torch.equal(bases["0"].u, spectral.singular_basis(make_base().matrices["0"]).u)
+    assert torch.equal(bases["0"].u, spectral.singular_basis(make_base().matrices["0"]).u.half())
 
 
 def test_a_full_disk_only_warns_and_leaves_no_file(
@@ -343,11 +345,12 @@ def test_cache_directory_follows_the_environment(
 def test_cached_files_say_what_they_are(filled_cache: Path) -> None:
     for path in filled_cache.iterdir():
         with safe_open(path, framework="pt") as file:
-            assert file.metadata() == {"format": "svfit-basis-1"}
+            assert file.metadata() == {"format": "svfit-basis-2"}
 
 
 def test_a_convolution_is_flattened(empty_cache: Path) -> None:
     basis = load(make_base())["1"]
     weight = make_model()[1].weight.half().float()
-    dense = torch.einsum("ro,r,ri->oi", basis.u, basis.sigma, basis.v).reshape(weight.shape)
-    torch.testing.assert_close(dense, weight, rtol=1e-5, atol=1e-6)
+    dense = torch.einsum("ro,r,ri->oi", basis.u.float(), basis.sigma, basis.v.float())
+    # Vectors rounded to float16: half a unit in the eleventh bit each.
+    torch.testing.assert_close(dense.reshape(weight.shape), weight, rtol=1e-2, atol=1e-3)

@@ -82,10 +82,11 @@ def dense_copy(model: nn.Module, injection: Injection, weights: dict[str, float]
         for path, delta in injection.sigma_parameters(name):
             layer = model.get_submodule(path)
             matrix = injection.projections[path].layer.weight.half().double().flatten(1)
-            u, _, vh = torch.linalg.svd(matrix.float(), full_matrices=False)
+            # A basis is kept in float16, and its rounding is part of what it is.
+            u, vh = (t.half().double() for t in torch.linalg.svd(matrix, full_matrices=False)[::2])
             shift = delta.detach().double() * weight
             rank = shift.numel()
-            update = (u[:, :rank].double() * shift) @ vh[:rank].double()
+            update = (u[:, :rank] * shift) @ vh[:rank]
             layer.weight.data += update.reshape(layer.weight.shape).to(layer.weight.dtype)
     return model
 
@@ -584,7 +585,7 @@ def test_an_adapter_goes_on_top_of_a_lora_loaded_before(kind: str) -> None:
         torch.manual_seed(5)
         names = ["to_q", "to_out.0", "q_proj", "out_proj"]
         lora = peft.LoraConfig(r=2, target_modules=names, init_lora_weights=False)
-        model.add_adapter(lora, "lora")
+        peft.inject_adapter_in_model(lora, model, "lora")
         return model.requires_grad_(False)
 
     model = with_lora()
@@ -599,7 +600,8 @@ def test_an_adapter_goes_on_top_of_a_lora_loaded_before(kind: str) -> None:
     for trainable in (True, False):
         injection = put(model, config, scale=0.3, trainable=trainable)
         expected = tiny.run_model(dense_copy(with_lora(), injection, {"default": 1.0}))
-        torch.testing.assert_close(tiny.run_model(model), expected, **CLOSE)
+        # The random LoRA doubles the size of what passes through.
+        torch.testing.assert_close(tiny.run_model(model), expected, rtol=0, atol=5e-5)
         eject(model)
         snapshot.check()
     # The LoRA may leave first.
