@@ -120,7 +120,7 @@ def bare_pipeline(unet: Any, text_encoder: nn.Module) -> Any:
         text_encoder=text_encoder,
         tokenizer=CLIPTokenizer.from_pretrained(TOYBOX / "tokenizer"),
         unet=unet,
-        scheduler=DDIMScheduler(),
+        scheduler=DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -85,7 +85,7 @@ def step_rows(
         copies = sharing_weights(models)
         adapted = method.adapt(copies, rounds)
         if device == "cuda":
-            _halve_frozen(copies, half)
+            halve_frozen(copies, half)
         steps[method.name] = training_step(copies, adapted, inputs, device)
     seconds = interleaved(steps, rounds, device)
     setting = _setting(inputs, device)
@@ -115,7 +115,7 @@ def training_step(
         tokens = torch.randint(encoder.config.vocab_size, shape, generator=generator).to(device)
 
     def step() -> None:
-        with _precision(device):
+        with precision(device):
             given = inputs
             if tokens is not None:
                 given = inputs | {"encoder_hidden_states": encoder(tokens)[0]}
@@ -165,7 +165,7 @@ def _peak_bytes(what: str, name: str, batch: int, latent_size: int, device: str)
     method = find_method(name) if name == FULL else chosen(name)[0]
     adapted = method.adapt(models, _MEMORY_STEPS)
     if device == "cuda":
-        _halve_frozen(models, {})
+        halve_frozen(models, {})
     inputs = unet_inputs(models["unet"], batch, latent_size, device)
     step = training_step(models, adapted, inputs, device)
 
@@ -180,7 +180,7 @@ def _build(what: str) -> Models:
     return {"unet": sdxl_unet()} if what == SDXL else sd15_models(text_encoder=what == BOTH)
 
 
-def _halve_frozen(models: Models, half: dict[int, Tensor]) -> None:
+def halve_frozen(models: Models, half: dict[int, Tensor]) -> None:
     """Put frozen weights into bfloat16 once the adapters are made, as trainers do.
 
     Args:
@@ -196,7 +196,7 @@ def _halve_frozen(models: Models, half: dict[int, Tensor]) -> None:
                 parameter.data = half[address]
 
 
-def _precision(device: str) -> contextlib.AbstractContextManager[Any]:
+def precision(device: str) -> contextlib.AbstractContextManager[Any]:
     """On a GPU bfloat16 by autocast, as trainers do; float32 otherwise."""
     if device == "cuda":
         return torch.autocast(device, torch.bfloat16)

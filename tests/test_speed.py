@@ -13,10 +13,11 @@ import pytest
 import tiny
 import torch
 
-from benchmarks import measuring, report, speed
+from benchmarks import measuring, report, speed, speed_training
 from benchmarks.architectures import sd15_unet, sdxl_unet, sharing_weights, unet_inputs
+from benchmarks.methods import find_method
 from benchmarks.speed_inference import random_adapter
-from benchmarks.speed_methods import FLOOR, LORA, METHODS, SVFIT, AutogradRebuild, chosen
+from benchmarks.speed_methods import FLOOR, FULL, LORA, METHODS, SVFIT, AutogradRebuild, chosen
 from benchmarks.speed_parallel import calculated_rows, lora_bytes, ring_seconds
 from benchmarks.speed_rows import COLUMNS, Target, judged, make_row, timing_rows, value_rows
 from benchmarks.speed_training import step_rows, training_step
@@ -153,9 +154,10 @@ def test_training_steps_of_all_methods_end_to_end(
 ) -> None:
     models = {component: tiny_models[component] for component in components}
     inputs = tiny_inputs(models)
-    rows = step_rows("tiny", models, METHODS, inputs, rounds=1, device="cpu")
+    methods = (*METHODS, find_method(FULL))
+    rows = step_rows("tiny", models, methods, inputs, rounds=1, device="cpu")
     named = {(row["method"], row["ratio_to"]) for row in rows}
-    assert named == set(itertools.product([m.name for m in METHODS], [LORA, FLOOR]))
+    assert named == set(itertools.product([m.name for m in methods], [LORA, FLOOR]))
     assert all(set(COLUMNS) <= set(row) and row["value"] > 0 for row in rows)
     assert "batch 2, 8×8 latents" in rows[0]["setting"]
     json.dumps(rows)
@@ -172,6 +174,25 @@ def test_step_trains_what_its_method_trains(tiny_models: dict[str, Any], method:
     ]
     # LoRA's A has no gradient while B is zero.
     assert sum(changed) >= len(changed) // 2
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_step_in_half_precision_as_on_a_gpu(
+    tiny_models: dict[str, Any], method: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        speed_training, "precision", lambda device: torch.autocast(device, torch.bfloat16)
+    )
+    half: dict[int, torch.Tensor] = {}
+    adapted = []
+    for copies in (sharing_weights(tiny_models) for _ in range(2)):
+        adapted.append(method.adapt(copies, 1))
+        speed_training.halve_frozen(copies, half)
+        training_step(copies, adapted[-1], tiny_inputs(copies), "cpu")()
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in adapted[0].parameters)
+    assert copies["unet"].conv_in.weight.dtype == torch.bfloat16
+    assert tiny_models["unet"].conv_in.weight.dtype == torch.float32
+    assert half[tiny_models["unet"].conv_in.weight.data_ptr()] is not None
 
 
 def test_floor_lets_gradients_flow_through_all_but_the_first_keys_and_values(
