@@ -147,7 +147,7 @@ def sharing_weights(models: Models) -> Models:
 def unet_inputs(
     unet: Any, rows: int, latent_size: int, device: str, length: int = PROMPT_LENGTH
 ) -> dict[str, Any]:
-    """Arguments of a call of a UNet: noise, timesteps and random embeddings.
+    """Arguments of a call of a UNet, in its precision: noise, timesteps and random embeddings.
 
     Args:
         unet: whose configuration decides widths.
@@ -159,7 +159,7 @@ def unet_inputs(
     generator = torch.Generator().manual_seed(3)
 
     def noise(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(device)
+        return torch.randn(*shape, generator=generator).to(device, unet.dtype)
 
     config = unet.config
     inputs: dict[str, Any] = {
@@ -175,7 +175,7 @@ def unet_inputs(
         )
         inputs["added_cond_kwargs"] = {
             "text_embeds": noise(rows, pooled),
-            "time_ids": torch.full((rows, sizes), 8.0 * latent_size, device=device),
+            "time_ids": torch.full((rows, sizes), 8 * latent_size, device=device).to(unet.dtype),
         }
     return inputs
 
@@ -183,6 +183,12 @@ def unet_inputs(
 def on_device(models: Models, device: str) -> Models:
     """The same models, moved."""
     return {component: model.to(device) for component, model in models.items()}
+
+
+def for_inference(models: Models, device: str) -> Models:
+    """The same models, moved, and on a GPU in float16, as pipelines are usually loaded."""
+    dtype = torch.float16 if device == "cuda" else torch.float32
+    return {component: model.to(device, dtype) for component, model in models.items()}
 
 
 def _frozen(model: Any) -> Any:

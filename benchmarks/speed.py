@@ -59,10 +59,11 @@ GROUPS: dict[str, Group] = {
         functools.partial(training.sd15_step, text_encoder=True), ("cpu",)
     ),
     "train_step_toybox": Group(training.toybox_step, ("cpu",)),
-    "train_step_full": Group(training.full_step, ("cpu",)),
+    "train_step_full": Group(training.full_step, ("cpu",), by_default=False),
     "train_step_gpu": Group(functools.partial(training.sd15_step, text_encoder=False), ("cuda",)),
     "memory": Group(functools.partial(training.sd15_memory, text_encoder=False)),
     "memory_text_encoder": Group(functools.partial(training.sd15_memory, text_encoder=True)),
+    "memory_full": Group(training.full_memory, by_default=False),
     "memory_sdxl": Group(training.sdxl_memory, by_default=False),
     "image": Group(inference.denoiser_call),
     "image_toybox": Group(inference.toybox_image),
@@ -108,10 +109,17 @@ TARGETS: tuple[Target, ...] = (
         for action in (adapters.SWITCH, adapters.STRENGTH)
     ),
     *_both_devices("mixed", inference.MIXED, SVFIT, 1.3, inference.BASE),
-    Target("resident", "cpu", adapters.RESIDENT_MEMORY, SVFIT, 1000),
+    Target("resident", "cpu", adapters.resident_memory_of(adapters.MANY), SVFIT, 1000),
     *(
-        Target("resident", "cpu", what, SVFIT, 1.1, adapters.FEW_LOADED)
-        for what in adapters.RESIDENT_ACTIONS
+        Target(
+            "resident",
+            "cpu",
+            adapters.among(adapters.MANY, action),
+            SVFIT,
+            1.1,
+            adapters.among(adapters.FEW, action),
+        )
+        for action in (adapters.SWITCH, adapters.STRENGTH, adapters.LOOK_UP)
     ),
     Target("data_parallel", "cpu", parallel.TRAVELS, SVFIT, 400_000),
 )

@@ -15,6 +15,7 @@ import torch
 from benchmarks.architectures import (
     bare_pipeline,
     clip_text_encoder,
+    for_inference,
     sd15_unet,
     sdxl_unet,
     toybox_pipeline,
@@ -40,13 +41,9 @@ PLAIN_SVD = "plain float32 SVD, one after the other"
 SWITCH = "switch the adapter"
 STRENGTH = "change a strength"
 LOOK_UP = "look up the shifts of one"
-_FEW, _MANY = 10, 1000
-FEW_LOADED = f"{_FEW} loaded"
-RESIDENT_MEMORY = f"memory beyond the base, total, {_MANY} adapters"
-RESIDENT_ACTIONS = tuple(
-    f"{action}, {_MANY} adapters loaded" for action in (SWITCH, STRENGTH, LOOK_UP)
-)
+FEW, MANY = 10, 1000
 _WARM_LOADS = 5
+_LOOK_UPS = 100
 
 
 def cold_load_of(what: str) -> str:
@@ -57,6 +54,16 @@ def cold_load_of(what: str) -> str:
 def warm_load_of(what: str) -> str:
     """The name of its later loads in results."""
     return f"load an adapter from the cache, {what}"
+
+
+def resident_memory_of(count: int, kind: str = "total") -> str:
+    """The name of the memory that so many adapters take in results."""
+    return f"memory beyond the base, {kind}, {count} adapters"
+
+
+def among(count: int, action: str) -> str:
+    """The name of an action where so many adapters are loaded in results."""
+    return f"{action}, {count} adapters loaded"
 
 
 def load(device: str, rounds: int) -> list[Row]:
@@ -121,7 +128,7 @@ def _warm_loads(device: str) -> list[float]:
 
 
 def _inject_sdxl(device: str) -> float:
-    unet = sdxl_unet().to(device)
+    unet = for_inference({"unet": sdxl_unet()}, device)["unet"]
     return seconds_of(lambda: inject(unet, show_progress=False), device)
 
 
@@ -145,30 +152,43 @@ def switch(device: str, rounds: int) -> list[Row]:
 def resident(device: str, rounds: int) -> list[Row]:
     """Keep a thousand adapters on SD 1.5: memory, and switching among them and among ten."""
     with patch.dict(os.environ, MALLOC_SETTINGS):
-        return isolated(_resident_rows, device, rounds)
+        return isolated(_sd15_resident, device, rounds)
 
 
-def _resident_rows(device: str, rounds: int) -> list[Row]:
+def _sd15_resident(device: str, rounds: int) -> list[Row]:
     models = _sd15(device)
-    pipe = _pipeline(models)
+    return resident_rows(_pipeline(models), models, (FEW, MANY), rounds, device)
+
+
+def resident_rows(
+    pipe: Any, models: Models, counts: tuple[int, int], rounds: int, device: str
+) -> list[Row]:
+    """Load adapters up to the first count and up to the second, and compare.
+
+    Args:
+        pipe: without adapters.
+        models: of the pipeline, to shift.
+        counts: of adapters; the second, larger one is compared with the first.
+        rounds: of what is timed.
+        device: of the pipeline.
+    """
     empty = _resident_megabytes()
-    seconds: dict[int, dict[str, float]] = {}
-    rows = []
-    for count in (_FEW, _MANY):
-        loaded = len(pipe.get_list_svfit_adapters().get("unet", ()))
+    seconds: list[dict[str, float]] = []
+    rows, loaded = [], 0
+    for count in counts:
         _load_many(pipe, (random_adapter(models, seed) for seed in range(loaded, count)), loaded)
-        seconds[count] = {
-            action: median(values)
-            for action, values in _switching_seconds(pipe, 2 * rounds, device).items()
-        }
-        seconds[count][LOOK_UP] = median(_lookup_seconds(pipe, count))
+        loaded = count
+        timed = _switching_seconds(pipe, 2 * rounds, device)
+        timed[LOOK_UP] = _lookup_seconds(pipe, f"a{count - 1}")
+        seconds.append({action: median(values) for action, values in timed.items()})
         for kind, megabytes in _resident_megabytes().items():
-            what = f"memory beyond the base, {kind}, {count} adapters"
-            rows.append(make_row(what, SVFIT, megabytes - empty[kind], "MB"))
-    few, many = seconds[_FEW], seconds[_MANY]
-    for what, action in zip(RESIDENT_ACTIONS, many, strict=True):
-        ratio = many[action] / few[action]
-        rows.append(make_row(what, SVFIT, many[action], "s", FEW_LOADED, ratio))
+            value = megabytes - empty[kind]
+            rows.append(make_row(resident_memory_of(count, kind), SVFIT, value, "MB"))
+    few, many = seconds
+    for action, value in many.items():
+        what = among(counts[1], action)
+        reference = among(counts[0], action)
+        rows.append(make_row(what, SVFIT, value, "s", reference, value / few[action]))
     return rows
 
 
@@ -199,13 +219,13 @@ def _switching_seconds(pipe: Any, rounds: int, device: str) -> dict[str, list[fl
     }
 
 
-def _lookup_seconds(pipe: Any, count: int) -> list[float]:
-    last = f"a{count - 1}"
-    return interleaved({"": lambda: list(sigma_parameters(pipe.unet, last))}, 100, "cpu")[""]
+def _lookup_seconds(pipe: Any, name: str) -> list[float]:
+    calls = {name: lambda: list(sigma_parameters(pipe.unet, name))}
+    return interleaved(calls, _LOOK_UPS, "cpu")[name]
 
 
 def _sd15(device: str) -> Models:
-    return {"unet": sd15_unet().to(device)}
+    return for_inference({"unet": sd15_unet()}, device)
 
 
 def _pipeline(models: Models) -> Any:

@@ -10,7 +10,7 @@ import torch
 from benchmarks.architectures import (
     bare_pipeline,
     clip_text_encoder,
-    on_device,
+    for_inference,
     sd15_models,
     sharing_weights,
     toybox_pipeline,
@@ -36,16 +36,16 @@ _IMAGE_STEPS = 20
 
 def denoiser_call(device: str, rounds: int) -> list[Row]:
     """One call of SD 1.5's UNet at 512 pixels with guidance, with an adapter and without."""
-    base = on_device(sd15_models(text_encoder=False), device)
+    base = for_inference(sd15_models(text_encoder=False), device)
     pipe = bare_pipeline(sharing_weights(base)["unet"], clip_text_encoder(layers=1))
     pipe.load_svfit_weights(random_adapter(base, seed=0), show_progress=False)
     lora = sharing_weights(base)
     chosen(LORA)[0].adapt(lora, 1)
     inputs = unet_inputs(base["unet"], 2, 64, device)
     calls = {
-        BASE: forward_of(base["unet"], inputs, device),
-        SVFIT: forward_of(pipe.unet, inputs, device),
-        LORA_UNFUSED: forward_of(lora["unet"], inputs, device),
+        BASE: forward_of(base["unet"], inputs),
+        SVFIT: forward_of(pipe.unet, inputs),
+        LORA_UNFUSED: forward_of(lora["unet"], inputs),
     }
     seconds = interleaved(calls, _repeats(rounds, device), device)
     return timing_rows(FORWARD, seconds, BASE, setting=f"512 px, 2 rows (guidance), {device}")
@@ -75,7 +75,7 @@ def toybox_image(device: str, rounds: int) -> list[Row]:
 
 def mixed_batch(device: str, rounds: int) -> list[Row]:
     """A batch whose every prompt has an adapter of its own, against the same batch on the base."""
-    base = on_device(sd15_models(text_encoder=False), device)
+    base = for_inference(sd15_models(text_encoder=False), device)
     pipe = bare_pipeline(sharing_weights(base)["unet"], clip_text_encoder(layers=1))
     names = [f"a{index}" for index in range(_PROMPTS)]
     for seed, name in enumerate(names):
@@ -84,8 +84,8 @@ def mixed_batch(device: str, rounds: int) -> list[Row]:
     latent_size = 64 if device == "cuda" else 32
     inputs = unet_inputs(base["unet"], _PROMPTS, latent_size, device)
     calls = {
-        BASE: forward_of(base["unet"], inputs, device),
-        SVFIT: forward_of(pipe.unet, inputs, device),
+        BASE: forward_of(base["unet"], inputs),
+        SVFIT: forward_of(pipe.unet, inputs),
     }
     with pipe.svfit_adapters_per_prompt(names, num_images_per_prompt=1):
         seconds = interleaved(calls, rounds, device)
@@ -103,11 +103,11 @@ def random_adapter(models: Models, seed: int) -> dict[str, torch.Tensor]:
     }
 
 
-def forward_of(unet: Any, inputs: dict[str, Any], device: str) -> Callable[[], object]:
-    """A call of the UNet as pipelines make it: without gradients, on a GPU in half precision."""
+def forward_of(unet: Any, inputs: dict[str, Any]) -> Callable[[], object]:
+    """A call of the UNet as pipelines make it: without gradients."""
 
     def call() -> object:
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        with torch.no_grad():
             return unet(**inputs).sample
 
     return call

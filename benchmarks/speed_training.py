@@ -80,17 +80,18 @@ def step_rows(
 ) -> list[Row]:
     """Time one step of each method in every round; rows with ratios to LoRA and to the floor."""
     half: dict[int, Tensor] = {}
-    steps = {}
+    steps, trained = {}, {}
     for method in methods:
         copies = sharing_weights(models)
         adapted = method.adapt(copies, rounds)
         if device == "cuda":
             halve_frozen(copies, half)
+        trained[method.name] = adapted.value_count()
         steps[method.name] = training_step(copies, adapted, inputs, device)
     seconds = interleaved(steps, rounds, device)
     setting = _setting(inputs, device)
     return [
-        row
+        row | {"trained_values": trained[row["method"]]}
         for reference in (LORA, FLOOR)
         for row in timing_rows(step_of(what), seconds, reference, setting=setting)
     ]
@@ -131,9 +132,15 @@ def training_step(
 
 def sd15_memory(device: str, rounds: int, text_encoder: bool) -> list[Row]:
     """Peak memory of training SD 1.5 by each method, a process for each."""
-    names = (SVFIT, SVFIT_99, LORA, FLOOR) if text_encoder else (SVFIT, LORA, FULL)
+    names = (SVFIT, LORA) if text_encoder else (SVFIT, SVFIT_99, LORA)
     latent_size = 64 if device == "cuda" else 32
     return _memory_rows(BOTH if text_encoder else UNET, names, 2, latent_size, device)
+
+
+def full_memory(device: str, rounds: int) -> list[Row]:
+    """Peak memory of fine-tuning all weights of SD 1.5's UNet, and of its forward and backward."""
+    latent_size = 64 if device == "cuda" else 32
+    return _memory_rows(f"{UNET} (full)", (FULL, LORA, FLOOR), 2, latent_size, device)
 
 
 def sdxl_memory(device: str, rounds: int) -> list[Row]:

@@ -16,6 +16,7 @@ import torch
 from benchmarks import measuring, report, speed, speed_training
 from benchmarks.architectures import sd15_unet, sdxl_unet, sharing_weights, unet_inputs
 from benchmarks.methods import find_method
+from benchmarks.speed_adapters import SWITCH, among, resident_memory_of, resident_rows
 from benchmarks.speed_inference import random_adapter
 from benchmarks.speed_methods import FLOOR, FULL, LORA, METHODS, SVFIT, AutogradRebuild, chosen
 from benchmarks.speed_parallel import calculated_rows, lora_bytes, ring_seconds
@@ -227,6 +228,18 @@ def test_random_adapter_loads(tiny_pipe: Any) -> None:
     models = {"unet": tiny_pipe.unet, "text_encoder": tiny_pipe.text_encoder}
     tiny_pipe.load_svfit_weights(random_adapter(models, seed=0), "a", show_progress=False)
     assert tiny_pipe.get_list_svfit_adapters() == {"unet": ["a"], "text_encoder": ["a"]}
+
+
+def test_resident_adapters_are_counted_and_compared(tiny_pipe: Any) -> None:
+    models = {"unet": tiny_pipe.unet, "text_encoder": tiny_pipe.text_encoder}
+    rows = resident_rows(tiny_pipe, models, (2, 5), rounds=1, device="cpu")
+    assert tiny_pipe.get_list_svfit_adapters()["unet"] == [f"a{number}" for number in range(5)]
+    named = {row["what"]: row for row in rows}
+    assert len(named) == len(rows) == 2 * 3 + 3
+    switch = named[among(5, SWITCH)]
+    assert switch["ratio_to"] == among(2, SWITCH)
+    assert switch["ratio"] > 0
+    assert resident_memory_of(5) in named
 
 
 def fail(device: str, rounds: int) -> list[report.Row]:
