@@ -49,6 +49,9 @@ def measure_svfit(models: dict[str, nn.Module], folder: Path) -> Row:
             component: inject(model, SVFitConfig(), _NAME) for component, model in models.items()
         }
         seconds.append(time.perf_counter() - start)
+    for injection in injections.values():
+        for _, delta in injection.sigma_parameters(_NAME):
+            nn.init.normal_(delta)  # a file keeps no zeros
     metadata = AdapterMetadata(
         base_model="stable-diffusion-v1-5/stable-diffusion-v1-5",
         fingerprints={

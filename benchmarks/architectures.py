@@ -187,8 +187,11 @@ def on_device(models: Models, device: str) -> Models:
 
 def for_inference(models: Models, device: str) -> Models:
     """The same models, moved, and on a GPU in float16, as pipelines are usually loaded."""
-    dtype = torch.float16 if device == "cuda" else torch.float32
-    return {component: model.to(device, dtype) for component, model in models.items()}
+    moved = on_device(models, device)
+    if device == "cuda":
+        for model in moved.values():
+            model.half()
+    return moved
 
 
 def _frozen(model: Any) -> Any:

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from typing import Protocol
 from unittest.mock import patch
 
+import torch
+
 from benchmarks import speed_adapters as adapters
 from benchmarks import speed_inference as inference
 from benchmarks import speed_parallel as parallel
@@ -177,6 +179,8 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5, help="rounds of what is timed")
     options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("no CUDA device here")
     names = options.rows or list(GROUPS)
     groups = [
         name
