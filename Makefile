@@ -13,7 +13,7 @@ OUTPUT ?= outputs/$(notdir $(SUBJECT))
 CPU_TORCH := torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu --retries 1
 TORCH := $(shell [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null && echo '$(CPU_TORCH)' || echo torch)
 
-.PHONY: demo app test lint types unit browser format bench-quality clean
+.PHONY: demo app test lint types unit browser format bench-quality bench-speed clean
 
 demo: $(VENV)/core
 	$(BIN)/python train_dreambooth_svfit.py \
@@ -48,6 +48,10 @@ unit: $(VENV)/test browser
 # A reduced version of the quality benchmark, under 15 minutes on 2 cores.
 bench-quality: $(VENV)/bench
 	$(BIN)/python -m benchmarks.quality --quick
+
+# Training, loading, switching and generating against peers, under 30 minutes on 2 cores.
+bench-speed: $(VENV)/bench
+	$(BIN)/python -m benchmarks.speed
 
 # The app's pages are tested in Debian's Chromium. Where it can neither be found nor installed, those
 # tests are skipped with a notice.

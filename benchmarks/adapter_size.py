@@ -16,13 +16,12 @@ import time
 from pathlib import Path
 from unittest.mock import patch
 
-import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
 
+from benchmarks.architectures import sd15_models
 from benchmarks.report import Row, print_table, write_report
 from svfit_diffusion.basis import read_base
 from svfit_diffusion.checkpoint import AdapterMetadata, package_versions, write_adapter
@@ -39,32 +38,6 @@ _LORA_TARGETS = {
 _NAME = "subject"
 
 
-def make_models(text_encoder: bool) -> dict[str, nn.Module]:
-    """A UNet, and if wanted a text encoder (CLIP ViT-L), shaped as in Stable Diffusion 1.5."""
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=64,
-        block_out_channels=(320, 640, 1280, 1280),
-        layers_per_block=2,
-        attention_head_dim=8,
-        cross_attention_dim=768,
-    )
-    models: dict[str, nn.Module] = {"unet": unet}
-    if text_encoder:
-        models["text_encoder"] = CLIPTextModel(
-            CLIPTextConfig(
-                hidden_size=768,
-                intermediate_size=3072,
-                num_hidden_layers=12,
-                num_attention_heads=12,
-                projection_dim=768,
-            )
-        )
-    for model in models.values():
-        model.requires_grad_(False)
-    return models
-
-
 def measure_svfit(models: dict[str, nn.Module], folder: Path) -> Row:
     """Inject twice, with an empty cache and a full one, and write the adapter."""
     seconds = []
@@ -76,6 +49,9 @@ def measure_svfit(models: dict[str, nn.Module], folder: Path) -> Row:
             component: inject(model, SVFitConfig(), _NAME) for component, model in models.items()
         }
         seconds.append(time.perf_counter() - start)
+    for injection in injections.values():
+        for _, delta in injection.sigma_parameters(_NAME):
+            nn.init.normal_(delta)  # a file keeps no zeros
     metadata = AdapterMetadata(
         base_model="stable-diffusion-v1-5/stable-diffusion-v1-5",
         fingerprints={
@@ -141,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--text_encoder", action="store_true", help="the text encoder as well")
     options = parser.parse_args()
-    models = make_models(options.text_encoder)
+    models = sd15_models(options.text_encoder)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         with patch.dict(os.environ, SVFIT_CACHE=str(folder / "bases")):

@@ -156,7 +156,8 @@ def _nothing(models: Models, steps: int) -> Adapted:
     return Adapted([], lambda folder: None)
 
 
-def _lora(rank: int, init: bool | str = "gaussian") -> Any:
+def lora(rank: int, init: bool | str = "gaussian") -> Any:
+    """PEFT's LoRA on the attention projections, in one of its initialisations."""
     return _peft(
         lambda component: LoraConfig(
             r=rank, lora_alpha=rank, init_lora_weights=init, target_modules=_ATTENTION[component]
@@ -177,9 +178,9 @@ METHODS: Sequence[Method] = (
     Method("SVFit, all layers", _svfit(target="all"), _SIGMA_RATES, "SVFit, all layers"),
     Method("SVFit, budget 3000", _svfit(budget=3000), _SIGMA_RATES, "SVFit, budget"),
     Method("SVFit, budget 1000", _svfit(budget=1000), _SIGMA_RATES, "SVFit, budget"),
-    Method("LoRA, r=8", _lora(8), _LORA_RATES, "LoRA"),
-    Method("LoRA, r=1", _lora(1), _LORA_RATES, "LoRA"),
-    Method("PiSSA, r=8", _lora(8, "pissa"), _LORA_RATES, "PiSSA"),
+    Method("LoRA, r=8", lora(8), _LORA_RATES, "LoRA"),
+    Method("LoRA, r=1", lora(1), _LORA_RATES, "LoRA"),
+    Method("PiSSA, r=8", lora(8, "pissa"), _LORA_RATES, "PiSSA"),
     Method(
         "OFT, r=8",
         _peft(lambda c: OFTConfig(r=8, oft_block_size=0, target_modules=_ATTENTION[c])),
