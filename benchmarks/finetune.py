@@ -32,6 +32,7 @@ class Recipe:
         steps: optimizer steps.
         batch: photos per step, and as many class images if there is prior preservation.
         prior_loss_weight: weight of the loss on class images; 0 is no prior preservation.
+        snr_gamma: γ of Min-SNR weighting of the loss, or None.
         inference_steps: of generated images.
         guidance: of generated images.
         rounds: images per prompt.
@@ -40,6 +41,7 @@ class Recipe:
     steps: int = 100
     batch: int = 4
     prior_loss_weight: float = 0.0
+    snr_gamma: float | None = 5.0
     inference_steps: int = 12
     guidance: float = 2.5
     rounds: int = 2
@@ -70,6 +72,7 @@ def train(
         instance_data_dir=str(subject.folder),
         instance_prompt=subject.instance_prompt,
         learning_rate=learning_rate,
+        snr_gamma=recipe.snr_gamma,
     )
     resolution = int(pipe.unet.config.sample_size) * int(pipe.vae_scale_factor)
     photos = load_photos(subject.folder, subject.instance_prompt)
