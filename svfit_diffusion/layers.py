@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -28,12 +30,17 @@ class ShiftedProjection:
     Args:
         layer: the frozen layer.
         basis: its singular vectors, any float dtype, any device.
+
+    Attributes:
+        deltas: the shift of each adapter, `(r,)` float32.
+        stand_in: computes the output instead, while there is one (`mixing.RowProjection`).
     """
 
     def __init__(self, layer: Shiftable, basis: Basis) -> None:
         self.layer = layer
         self.basis = basis
         self.deltas: dict[str, nn.Parameter] = {}
+        self.stand_in: Callable[[Tensor], Tensor] | None = None
         self._active: list[tuple[float, Tensor]] = []
         self._held: Tensor | None = None
 
@@ -83,28 +90,26 @@ class ShiftedProjection:
 
     def forward(self, x: Tensor) -> Tensor:
         """`W' x + b`; also what replaces the `forward` of a layer shifted in place."""
+        if self.stand_in is not None:
+            return self.stand_in(x)
         weight = self.layer.weight
         if not self._active:
-            return self._project(x, weight, self.layer.bias)
+            return self.project(x, weight, self.layer.bias)
         if self.basis.u.device != weight.device or self.basis.u.dtype != weight.dtype:
             self._refresh_after_move()
         if self._held is not None:
-            return self._project(x, self._held, self.layer.bias)
+            return self.project(x, self._held, self.layer.bias)
         delta = self.shift()
         if self._merges(x, delta.numel()):
             merged = spectral.shifted_weight(weight, self.basis, delta)
-            return self._project(x, merged, self.layer.bias)
-        change = spectral.factored_shift(self._project, x, self.basis, delta, weight.shape[1:])
-        return self._project(x, weight, self.layer.bias) + change
+            return self.project(x, merged, self.layer.bias)
+        change = spectral.factored_shift(self.project, x, self.basis, delta, weight.shape[1:])
+        return self.project(x, weight, self.layer.bias) + change
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _refresh_after_move(self) -> None:
         """Rebuild `W'` after `pipe.to(...)`: outside compiled graphs, since it changes state."""
-        if self.layer.weight.is_meta:
-            raise StateError(
-                "adapters do not work with sequential CPU offload, which takes weights away from "
-                "under them; use enable_model_cpu_offload()"
-            )
+        refuse_absent_weight(self.layer)
         self.refresh()
 
     def _merges(self, x: Tensor, rank: int) -> bool:
@@ -121,8 +126,18 @@ class ShiftedProjection:
         d_out = weight.shape[0]
         return spectral.merging_is_cheaper(positions, d_out, weight.numel() // d_out, rank)
 
-    def _project(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def project(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer's own map, with its stride and padding, by any weight of its shape."""
         layer = self.layer
         if isinstance(layer, nn.Linear):
             return torch.nn.functional.linear(x, weight, bias)
         return layer._conv_forward(x, weight, bias)
+
+
+def refuse_absent_weight(layer: Shiftable) -> None:
+    """Raise `StateError` if sequential offloading has taken a layer's weight out of memory."""
+    if layer.weight.is_meta:
+        raise StateError(
+            "adapters do not work with sequential CPU offload, which takes weights away from "
+            "under them; use enable_model_cpu_offload()"
+        )
