@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from app_server import ADAPTERS, AppServer
 from gradio_client import Client
@@ -93,7 +94,10 @@ def test_two_visitors_at_once_each_get_their_own_subject(
     clients = [visitor(app_server, tmp_path / name) for name in ADAPTERS]
     alone = list(map(draw, clients, ADAPTERS))
     with ThreadPoolExecutor(2) as visitors:
-        assert list(visitors.map(draw, clients, ADAPTERS)) == alone
+        together = list(visitors.map(draw, clients, ADAPTERS))
+    # Where they share a batch, float32 sums may round otherwise.
+    levels = [np.frombuffer(b"".join(sum(p, [])), np.uint8).astype(int) for p in (alone, together)]
+    assert np.abs(levels[0] - levels[1]).max() <= 2
     assert len({picture for pictures in alone for picture in pictures}) == 4
 
 

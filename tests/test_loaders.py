@@ -560,7 +560,7 @@ def test_a_mixed_batch_is_each_prompt_alone(
         draw_alone(pipe, 1, [], None, **kwargs),
         draw_alone(pipe, 2, ["a", "b"], [0.5, {"unet": 1.0, "text_encoder": -0.5}], **kwargs),
     ]
-    snapshot = Snapshot(pipe)
+    snapshot = Snapshot(tiny_pipe)
     mix = {"a": 1.0, "b": {"unet": 2.0, "text_encoder": -1.0}}
     with pipe.svfit_adapters_per_prompt(
         ["a", None, mix], [0.8, 1.0, 0.5], num_images_per_prompt=images
