@@ -77,6 +77,13 @@ class Waiting:
 Event = Waiting | Progress | Picture
 
 
+def concurrent_drawings(limits: Limits) -> int:
+    """How many visitors a generator serves well at a time: a batch of them is drawn while as many
+    queue for the next.
+    """
+    return 2 * limits.max_images
+
+
 class _Visit:
     """One visitor's stream of events, and how much of it is still to come."""
 
