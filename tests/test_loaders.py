@@ -530,6 +530,9 @@ def batch_of(
 ) -> dict[str, Any]:
     """Arguments that draw some of `PROMPTS`, each image with a noise of its own."""
     seeds = [10 * row + image for row in rows for image in range(images)]
+    # One for each: a picture that all share takes its noise from the first one's generator.
+    for name in kwargs.keys() & {"image", "mask_image"}:
+        kwargs[name] = [kwargs[name]] * len(seeds)
     if negative:
         kwargs["negative_prompt"] = [f"bad {row}" for row in rows]
     return kwargs | {
