@@ -1,12 +1,16 @@
-"""Drawing pictures: one pipeline, one thread, a stream of progress for every visitor."""
+"""Drawing pictures: one pipeline, one thread, batches shared by all who wait, a stream of progress
+for every visitor.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -34,11 +38,11 @@ class Progress:
     """How far the pictures at hand have come.
 
     Attributes:
-        batch: which batch of pictures is being drawn, from 1.
+        batch: which batch of the visitor's pictures is being drawn, from 1.
         batches: how many there are.
         step: sampling steps done in this batch; 0 while adapters are being loaded.
         steps: sampling steps of this batch.
-        previews: the forming pictures of the batch, at some steps; else empty.
+        previews: the visitor's forming pictures of the batch, at some steps; else empty.
     """
 
     batch: int
@@ -73,13 +77,78 @@ class Waiting:
 Event = Waiting | Progress | Picture
 
 
+def concurrent_drawings(limits: Limits) -> int:
+    """How many visitors a generator serves well at a time: a batch of them is drawn while as many
+    queue for the next.
+    """
+    return 2 * limits.max_images
+
+
+class _Visit:
+    """One visitor's stream of events, and how much of it is still to come."""
+
+    def __init__(self, portions: int) -> None:
+        self.events: SimpleQueue[Event | Exception | None] = SimpleQueue()
+        self.over = threading.Event()
+        self._portions_left = portions
+
+    def emit(self, event: Event) -> None:
+        if not self.over.is_set():
+            self.events.put(event)
+
+    def finish_portion(self) -> None:
+        self._portions_left -= 1
+        if not self._portions_left:
+            self.events.put(None)
+
+    def fail(self, error: Exception) -> None:
+        self.over.set()
+        self.events.put(error)
+
+
+@dataclass(frozen=True, eq=False)
+class _Portion:
+    """Pictures of one visitor that are drawn in one batch, perhaps with others' portions.
+
+    Attributes:
+        visit: whose they are.
+        number: which portion of the visitor's, from 1.
+        count: how many portions the visitor has.
+        indices: the pictures' places among those asked for.
+        wanted: the pictures, which differ in prompt, adapters and seed only.
+    """
+
+    visit: _Visit
+    number: int
+    count: int
+    indices: list[int]
+    wanted: list[PictureSettings]
+
+    @property
+    def common(self) -> str:
+        """What portions must have in common to be drawn in one batch."""
+        return _common(self.wanted[0])
+
+    def progress(self, step: int, steps: int, previews: tuple[Image.Image, ...] = ()) -> None:
+        self.visit.emit(Progress(self.number, self.count, step, steps, previews))
+
+    def finish(self, images: Sequence[Image.Image]) -> None:
+        for index, settings, image in zip(self.indices, self.wanted, images, strict=True):
+            self.visit.emit(Picture(index, settings, image))
+        self.visit.finish_portion()
+
+
 class ImageGenerator:
     """Draws pictures on one view of the base model, whoever asks.
 
-    The view belongs to a single thread, which takes one visitor's pictures after another's: it sets
-    their adapters and draws without anyone in between. Noise comes from each picture's own seed, so
-    a picture does not depend on what was drawn before. Adapters stay loaded, a vector per layer
-    each, so switching costs no more than the product `U diag(δ) Vᵀ`.
+    The view belongs to a single thread. It takes portions of pictures in the order they came, and
+    with each those waiting that differ in prompt, adapters and seed only, as far as one batch has
+    room: every row of it is shifted by its own adapters alone. Noise comes from each picture's own
+    seed. So the same request gives the same picture to the last bit when it is drawn by itself,
+    whatever was drawn before; in company float32 sums may round otherwise, by a level of 255 or so.
+
+    Adapters stay loaded, a vector per layer each, so switching costs no more than the product
+    `U diag(δ) Vᵀ`.
 
     Args:
         base: the base model.
@@ -93,13 +162,15 @@ class ImageGenerator:
         self._library = library
         self._limits = limits
         self._loaded: dict[str, FileVersion | None] = {}
+        self._waiting: list[_Portion] = []
+        self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pictures")
 
     def run(self, wanted: Sequence[PictureSettings]) -> Iterator[Event]:
         """Draw pictures, those that may share a batch together, reporting every step.
 
-        Closing the iterator stops the drawing after the current step, or takes it off the queue,
-        without waiting.
+        Closing the iterator takes what waits off the queue and stops the drawing after the current
+        step, unless others draw in the same batch; it does not wait.
 
         Raises:
             SettingError: a setting is out of range; nothing is drawn.
@@ -109,67 +180,94 @@ class ImageGenerator:
             settings.check(self._limits)
             for name in settings.adapters:
                 self._library.path(name)
-        events: SimpleQueue[Event | None] = SimpleQueue()
-        stop = threading.Event()
-        job = self._thread.submit(self._draw, list(wanted), events.put, stop)
-        job.add_done_callback(lambda _: events.put(None))
+        portions = _portions(wanted, self._limits.max_images)
+        if not portions:
+            return
+        visit = portions[0].visit
+        with self._lock:
+            self._waiting += portions
+        for _ in portions:
+            # One call per portion is enough, though none need draw its own.
+            self._thread.submit(self._draw_next)
         try:
-            while (event := _next(events)) is not None:
+            while (event := _next(visit.events)) is not None:
+                if isinstance(event, Exception):
+                    raise event
                 yield event
-            job.result()
         finally:
-            stop.set()
-            job.cancel()
+            visit.over.set()
 
-    def _draw(
-        self,
-        wanted: list[PictureSettings],
-        emit: Callable[[Event], None],
-        stop: threading.Event,
-    ) -> None:
-        batches = _batches(wanted, self._limits.max_images)
-        for number, batch in enumerate(batches, 1):
-            report = _Report(number, len(batches), emit, stop)
-            images = self._draw_batch([wanted[index] for index in batch], report)
-            if stop.is_set():
-                return
-            for index, image in zip(batch, images, strict=True):
-                emit(Picture(index, wanted[index], image))
+    def _draw_next(self) -> None:
+        """Draw the batch whose turn it is, if anyone is still waiting."""
+        taken = self._take()
+        try:
+            versions = self._drop_outdated()
+            batch = [portion for portion in taken if self._loads(portion, versions)]
+            images = self._draw(batch) if batch else []
+        except Exception as error:
+            for portion in taken:
+                portion.visit.fail(error)
+            return
+        for portion, own in zip(batch, _shares(batch, images), strict=True):
+            portion.finish(own)
 
-    def _draw_batch(self, batch: list[PictureSettings], report: _Report) -> list[Image.Image]:
-        """Pictures that differ in prompt and seed only."""
-        common = batch[0]
-        report.begin(common.steps)
-        self._activate(common.adapters)
+    def _take(self) -> list[_Portion]:
+        """Take the first portion off the queue, and those behind it that fit into its batch."""
+        with self._lock:
+            waiting = [portion for portion in self._waiting if not portion.visit.over.is_set()]
+            taken: list[_Portion] = []
+            room = self._limits.max_images
+            for portion in waiting:
+                if len(portion.wanted) <= room and portion.common == waiting[0].common:
+                    taken.append(portion)
+                    room -= len(portion.wanted)
+            self._waiting = [portion for portion in waiting if portion not in taken]
+        return taken
+
+    def _draw(self, batch: list[_Portion]) -> list[Image.Image]:
+        """The pictures of several portions, in order."""
+        wanted = [settings for portion in batch for settings in portion.wanted]
+        common = wanted[0]
         chosen = SCHEDULERS[common.scheduler]
         config = self._own_scheduler.config
         # A new one each time: schedulers keep state, and some carry it into the next picture.
         self._pipe.scheduler = (chosen or type(self._own_scheduler)).from_config(config)
-        return self._pipe(
-            prompt=[settings.prompt for settings in batch],
-            negative_prompt=[settings.negative_prompt for settings in batch],
-            num_inference_steps=common.steps,
-            guidance_scale=common.guidance_scale,
-            width=common.width,
-            height=common.height,
-            # On the CPU, where a seed means the same noise whatever the device.
-            generator=[torch.Generator().manual_seed(settings.seed) for settings in batch],
-            callback_on_step_end=report.after_step,
-        ).images
+        with self._pipe.svfit_adapters_per_prompt([settings.adapters for settings in wanted]):
+            images: list[Image.Image] = self._pipe(
+                prompt=[settings.prompt for settings in wanted],
+                negative_prompt=[settings.negative_prompt for settings in wanted],
+                num_inference_steps=common.steps,
+                guidance_scale=common.guidance_scale,
+                width=common.width,
+                height=common.height,
+                # On the CPU, where a seed means the same noise whatever the device.
+                generator=[torch.Generator().manual_seed(settings.seed) for settings in wanted],
+                callback_on_step_end=partial(_after_step, batch),
+            ).images
+        return images
 
-    def _activate(self, adapters: Mapping[str, float]) -> None:
-        """Make exactly these adapters active, loading what is new or has changed on disk."""
+    def _drop_outdated(self) -> dict[str, FileVersion]:
+        """Drop the adapters that have changed on disk, and return what is there now."""
         versions = self._library.versions()
         outdated = [name for name, seen in self._loaded.items() if versions.get(name) != seen]
         for name in outdated:
             self._pipe.delete_svfit_adapters(name)
             del self._loaded[name]
-        for name in adapters:
-            if name not in self._loaded:
-                self._load(name)
-                # None if it has come since: then it is loaded again next time.
-                self._loaded[name] = versions.get(name)
-        self._pipe.set_svfit_adapters(list(adapters), list(adapters.values()))
+        return versions
+
+    def _loads(self, portion: _Portion, versions: Mapping[str, FileVersion]) -> bool:
+        """Load a portion's adapters; what is wrong with them is its visitor's concern alone."""
+        portion.progress(0, portion.wanted[0].steps)
+        try:
+            for name in {name for settings in portion.wanted for name in settings.adapters}:
+                if name not in self._loaded:
+                    self._load(name)
+                    # None if it has come since: then it is loaded again next time.
+                    self._loaded[name] = versions.get(name)
+        except Exception as error:
+            portion.visit.fail(error)
+            return False
+        return True
 
     def _load(self, name: str) -> None:
         path = self._library.path(name)
@@ -177,30 +275,31 @@ class ImageGenerator:
             self._pipe.load_svfit_weights(path, adapter_name=name, show_progress=False)
         except SVFitError as error:
             raise LibraryError(f"“{name}” cannot be used. {misfit_reason(error)}") from error
+        self._pipe.set_svfit_adapters([])  # nothing is drawn but with adapters per prompt
 
 
-@dataclass(frozen=True)
-class _Report:
-    """Follows the pipeline through one batch."""
-
-    batch: int
-    batches: int
-    emit: Callable[[Event], None]
-    stop: threading.Event
-
-    def begin(self, steps: int) -> None:
-        self.emit(Progress(self.batch, self.batches, 0, steps))
-
-    def after_step(self, pipe: Any, index: int, _: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        """The pipeline's `callback_on_step_end`."""
-        if self.stop.is_set():
-            pipe._interrupt = True  # diffusers' own way to leave the loop
-            return tensors
-        step, steps = index + 1, pipe.num_timesteps
-        shown = step % max(1, steps // _PREVIEWS) == 0 and step < steps
-        previews = preview(pipe, tensors["latents"]) if shown else ()
-        self.emit(Progress(self.batch, self.batches, step, steps, previews))
+def _after_step(
+    batch: list[_Portion], pipe: Any, index: int, _: Any, tensors: dict[str, Any]
+) -> dict[str, Any]:
+    """The pipeline's `callback_on_step_end`."""
+    if all(portion.visit.over.is_set() for portion in batch):
+        pipe._interrupt = True  # diffusers' own way to leave the loop
         return tensors
+    step, steps = index + 1, pipe.num_timesteps
+    shown = step % max(1, steps // _PREVIEWS) == 0 and step < steps
+    previews = preview(pipe, tensors["latents"]) if shown else ()
+    for portion, own in zip(batch, _shares(batch, previews), strict=True):
+        portion.progress(step, steps, own)
+    return tensors
+
+
+def _shares(
+    batch: list[_Portion], images: Sequence[Image.Image]
+) -> Iterator[tuple[Image.Image, ...]]:
+    """Each portion's part of a batch's images; of none, none."""
+    remaining = iter(images)
+    for portion in batch:
+        yield tuple(islice(remaining, len(portion.wanted)))
 
 
 @torch.no_grad()
@@ -214,21 +313,30 @@ def preview(pipe: Any, latents: Tensor) -> tuple[Image.Image, ...]:
     return tuple(pipe.image_processor.postprocess(images))
 
 
-def _next(events: SimpleQueue[Event | None]) -> Event | None:
+def _next(events: SimpleQueue[Event | Exception | None]) -> Event | Exception | None:
     try:
         return events.get(timeout=_PATIENCE)
     except Empty:
         return Waiting()
 
 
-def _batches(wanted: Sequence[PictureSettings], size: int) -> list[list[int]]:
-    """Indices of pictures that the pipeline can draw together, at most `size` each, in order."""
+def _common(settings: PictureSettings) -> str:
+    """The settings that pictures of one batch share."""
+    return repr(dataclasses.replace(settings, prompt="", adapters={}, seed=0))
+
+
+def _portions(wanted: Sequence[PictureSettings], size: int) -> list[_Portion]:
+    """A visitor's pictures by the batches they go into, at most `size` each, in order."""
     groups: dict[str, list[int]] = {}
     for index, settings in enumerate(wanted):
-        common = dataclasses.replace(settings, prompt="", seed=0)
-        groups.setdefault(repr(common), []).append(index)
-    return [
+        groups.setdefault(_common(settings), []).append(index)
+    batches = [
         group[start : start + size]
         for group in groups.values()
         for start in range(0, len(group), size)
+    ]
+    visit = _Visit(len(batches))
+    return [
+        _Portion(visit, number, len(batches), indices, [wanted[index] for index in indices])
+        for number, indices in enumerate(batches, 1)
     ]

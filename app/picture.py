@@ -1,4 +1,4 @@
-"""What decides a picture, to the last bit: the settings that a form, the API or a PNG gives."""
+"""What decides a picture: the settings that a form, the API or a PNG gives."""
 
 from __future__ import annotations
 

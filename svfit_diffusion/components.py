@@ -45,10 +45,10 @@ def check_names(models: Models, names: list[str]) -> None:
     check_known(names, adapter_names(models))
 
 
-def refuse_while_fused(models: Models, what: str) -> None:
-    """Raise `StateError` if adapters are fused on any model; `what` completes "cannot …"."""
+def refuse_change(models: Models, what: str) -> None:
+    """Raise `StateError` if adapters are fused or mixed on a model; `what` completes "cannot …"."""
     for injection in injections(models).values():
-        injection.refuse_while_fused(what)
+        injection.refuse_change(what)
 
 
 def put_adapter(
@@ -66,13 +66,13 @@ def put_adapter(
         CheckpointError: it shifts components or layers that are not there.
         BaseMismatchError: it was trained on other weights.
         AdapterNameError: the name is taken.
-        StateError: adapters are fused.
+        StateError: adapters are fused, or given per prompt at the moment.
     """
     if adapter_name in adapter_names(models):
         raise AdapterNameError(
             f"adapter name {adapter_name!r} is taken; delete that adapter or use another name"
         )
-    refuse_while_fused(models, "load an adapter")
+    refuse_change(models, "load an adapter")
     missing = [component for component in adapter.deltas if component not in models]
     if missing:
         raise CheckpointError(

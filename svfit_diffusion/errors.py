@@ -9,6 +9,7 @@
     │   └── BaseMismatchError    the adapter was trained on another base model
     ├── AdapterNameError     an adapter name is unknown or already taken
     ├── StateError           calls out of order (unfuse before fuse, ...)
+    ├── BatchError           a batch does not fit the adapters given per prompt
     └── DivergedError        training has left the finite numbers
 
 Each is also the built-in exception that a caller who does not know us would expect.
@@ -49,6 +50,10 @@ class AdapterNameError(SVFitError, ValueError):
 
 class StateError(SVFitError, RuntimeError):
     """A call came out of order, such as unfuse before fuse."""
+
+
+class BatchError(SVFitError, ValueError):
+    """A batch does not fit the adapters given for each of its prompts."""
 
 
 class DivergedError(SVFitError, ArithmeticError):

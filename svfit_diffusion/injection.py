@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ from svfit_diffusion.checkpoint import AdapterMetadata
 from svfit_diffusion.config import SVFitConfig
 from svfit_diffusion.errors import AdapterNameError, StateError, TargetError
 from svfit_diffusion.layers import SHIFTABLE, Shiftable, ShiftedProjection
+from svfit_diffusion.mixing import Mix, RowLayout, RowProjection
 from svfit_diffusion.spectral import Basis
 
 # Projections of attention in transformers' text encoders: CLIP's, then T5's.
@@ -131,6 +133,7 @@ class Injection:
         self.metadata: dict[str, AdapterMetadata] = {}
         self._weights: dict[str, float] = {}
         self._enabled = True
+        self._mixing = False
         self._patches: list[_Patch] = []
         self._unfused: dict[str, nn.Parameter] = {}
 
@@ -162,9 +165,9 @@ class Injection:
 
         Raises:
             AdapterNameError: the name is taken.
-            StateError: adapters are fused.
+            StateError: adapters are fused, or given per prompt at the moment.
         """
-        self.refuse_while_fused("add an adapter")
+        self.refuse_change("add an adapter")
         if adapter_name in self.adapter_names:
             raise AdapterNameError(
                 f"adapter name {adapter_name!r} is taken; delete that adapter or use another name"
@@ -192,9 +195,9 @@ class Injection:
 
         Raises:
             AdapterNameError: there is no such adapter.
-            StateError: adapters are fused.
+            StateError: adapters are fused, or given per prompt at the moment.
         """
-        self.refuse_while_fused("delete an adapter")
+        self.refuse_change("delete an adapter")
         check_known([adapter_name], self.adapter_names)
         for projection in self.projections.values():
             if adapter_name in projection.deltas:
@@ -217,9 +220,9 @@ class Injection:
 
         Raises:
             AdapterNameError: one of them is unknown.
-            StateError: adapters are fused.
+            StateError: adapters are fused, or given per prompt at the moment.
         """
-        self.refuse_while_fused("change the active adapters")
+        self.refuse_change("change the active adapters")
         check_known(weights, self.adapter_names)
         self._weights = dict(weights)
         self._activate()
@@ -233,9 +236,9 @@ class Injection:
         """Switch all shifts off or on again, keeping the active adapters.
 
         Raises:
-            StateError: adapters are fused.
+            StateError: adapters are fused, or given per prompt at the moment.
         """
-        self.refuse_while_fused("enable or disable adapters")
+        self.refuse_change("enable or disable adapters")
         if enabled != self._enabled:
             self._enabled = enabled
             self._activate()
@@ -245,12 +248,41 @@ class Injection:
 
         Raises:
             AdapterNameError: there is no such adapter.
-            StateError: adapters are fused.
+            StateError: adapters are fused, or given per prompt at the moment.
         """
-        self.refuse_while_fused("freeze or thaw an adapter")
+        self.refuse_change("freeze or thaw an adapter")
         for _, parameter in self.sigma_parameters(adapter_name):
             parameter.requires_grad_(trainable)
         self._activate()
+
+    @contextmanager
+    def adapters_per_prompt(self, mixes: Sequence[Mix], layout: RowLayout) -> Iterator[None]:
+        """Shift the rows of each prompt by adapters of its own, in place of the active ones.
+
+        The active adapters and what is held of them stay as they are, and count again afterwards.
+
+        Args:
+            mixes: the adapters of each prompt.
+            layout: which rows of a batch are whose.
+
+        Raises:
+            AdapterNameError: an adapter is unknown.
+            StateError: adapters are fused or disabled, or given per prompt already.
+        """
+        self.refuse_change("give adapters per prompt")
+        if not self._enabled:
+            raise StateError("adapters are disabled; call enable_svfit() first")
+        check_known([name for mix in mixes for name in mix], self.adapter_names)
+        projections = list(self.projections.values())
+        self._mixing = True
+        try:
+            for projection in projections:
+                projection.stand_in = RowProjection(projection, mixes, layout)
+            yield
+        finally:
+            self._mixing = False
+            for projection in projections:
+                projection.stand_in = None
 
     def sigma_parameters(self, adapter_name: str) -> Iterator[tuple[str, nn.Parameter]]:
         """The shifts `δ = σ − σ⁰` of an adapter, `(r,)` float32, by module path.
@@ -278,7 +310,7 @@ class Injection:
         Raises:
             StateError: already fused, or nothing is active.
         """
-        self.refuse_while_fused("fuse again")
+        self.refuse_change("fuse again")
         if not self._weights:
             raise StateError("no adapter is active, so there is nothing to fuse")
         for projection in self.projections.values():
@@ -320,6 +352,7 @@ class Injection:
         self._unpatch()
         for projection in self.projections.values():
             # Someone may keep a wrapped processor or forward of ours: let it be the base's.
+            projection.stand_in = None
             projection.activate({})
         self.projections = {}
         self.adapter_names = []
@@ -334,10 +367,12 @@ class Injection:
         for projection in self.projections.values():
             projection.activate(weights)
 
-    def refuse_while_fused(self, what: str) -> None:
-        """Raise `StateError` if adapters are fused; `what` completes "cannot …"."""
+    def refuse_change(self, what: str) -> None:
+        """Raise `StateError` if adapters are fused or mixed; `what` completes "cannot …"."""
         if self.is_fused:
             raise StateError(f"cannot {what} while adapters are fused; call unfuse_svfit() first")
+        if self._mixing:
+            raise StateError(f"cannot {what} inside svfit_adapters_per_prompt(); leave it first")
 
     def _patch(self) -> None:
         """Patch the model for the current projections, replacing earlier patches."""
@@ -424,7 +459,7 @@ def inject(
     """
     config = config or SVFitConfig()
     injection = Injection.of(model)
-    injection.refuse_while_fused("add an adapter")
+    injection.refuse_change("add an adapter")
     layers = select_targets(model, config.target)
     if isinstance(config.rank, int):
         for path, layer in layers.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -29,12 +31,17 @@ class ShiftedProjection:
     Args:
         layer: the frozen layer.
         basis: its singular vectors, any float dtype, any device.
+
+    Attributes:
+        deltas: the shift of each adapter, `(r,)` float32.
+        stand_in: computes the output instead, while there is one (`mixing.RowProjection`).
     """
 
     def __init__(self, layer: Shiftable, basis: Basis) -> None:
         self.layer = layer
         self.basis = basis
         self.deltas: dict[str, nn.Parameter] = {}
+        self.stand_in: Callable[[Tensor], Tensor] | None = None
         self._active: list[tuple[float, Tensor]] = []
         self._held: Tensor | None = None
         self._merged: tuple[Tensor, Tensor] | None = None
@@ -87,13 +94,15 @@ class ShiftedProjection:
 
     def forward(self, x: Tensor) -> Tensor:
         """`W' x + b`; also what replaces the `forward` of a layer shifted in place."""
+        if self.stand_in is not None:
+            return self.stand_in(x)
         weight = self.layer.weight
         if not self._active:
-            return self._project(x, weight, self.layer.bias)
+            return self.project(x, weight, self.layer.bias)
         if self._place != (weight.device, weight.dtype):
             self._refresh_after_move()
         if self._held is not None:
-            return self._project(x, self._held, self.layer.bias)
+            return self.project(x, self._held, self.layer.bias)
         delta, merges = self.shift(), self._merges(x)
         if isinstance(self.layer, nn.Linear):
             bias = self.layer.bias
@@ -102,9 +111,9 @@ class ShiftedProjection:
             return factored_linear(x, weight, bias, self.basis, delta)
         if merges:
             merged = spectral.shifted_weight(weight, self.basis, delta)
-            return self._project(x, merged, self.layer.bias)
-        change = spectral.factored_shift(self._project, x, self.basis, delta, weight.shape[1:])
-        return self._project(x, weight, self.layer.bias) + change
+            return self.project(x, merged, self.layer.bias)
+        change = spectral.factored_shift(self.project, x, self.basis, delta, weight.shape[1:])
+        return self.project(x, weight, self.layer.bias) + change
 
     @torch.no_grad()
     def _merged_weight(self, delta: Tensor) -> Tensor:
@@ -125,11 +134,7 @@ class ShiftedProjection:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _refresh_after_move(self) -> None:
         """Rebuild `W'` after `pipe.to(...)`: outside compiled graphs, since it changes state."""
-        if self.layer.weight.is_meta:
-            raise StateError(
-                "adapters do not work with sequential CPU offload, which takes weights away from "
-                "under them; use enable_model_cpu_offload()"
-            )
+        refuse_absent_weight(self.layer)
         self.refresh()
 
     def _merges(self, x: Tensor) -> bool:
@@ -146,8 +151,18 @@ class ShiftedProjection:
         rank = max(delta.numel() for _, delta in self._active)
         return spectral.merging_is_cheaper(positions, d_out, weight.numel() // d_out, rank)
 
-    def _project(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def project(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer's own map, with its stride and padding, by any weight of its shape."""
         layer = self.layer
         if isinstance(layer, nn.Linear):
             return torch.nn.functional.linear(x, weight, bias)
         return layer._conv_forward(x, weight, bias)
+
+
+def refuse_absent_weight(layer: Shiftable) -> None:
+    """Raise `StateError` if sequential offloading has taken a layer's weight out of memory."""
+    if layer.weight.is_meta:
+        raise StateError(
+            "adapters do not work with sequential CPU offload, which takes weights away from "
+            "under them; use enable_model_cpu_offload()"
+        )

@@ -7,7 +7,8 @@ methods. They are spelled and behave as diffusers' LoRA methods do.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,17 @@ from svfit_diffusion.checkpoint import (
 )
 from svfit_diffusion.errors import AdapterNameError, CheckpointError, ConfigError, StateError
 from svfit_diffusion.injection import Injection
+from svfit_diffusion.mixing import RowLayout
 
 AdapterSource = str | Path | Mapping[str, Tensor]
 Weight = float | Mapping[str, float]
 """An adapter's strength: one number, or one per component such as `{"unet": 0.8}` (others 1)."""
+AdapterMix = str | Mapping[str, Weight] | None
+"""The adapters of one prompt: a name, several names with their strengths, or None for the base."""
+
+_DENOISERS = ("unet", "transformer")
+_GUIDANCE_PASSES = 3
+"""Guidance runs a batch twice; with a second condition, as InstructPix2Pix has, three times."""
 
 
 def load_svfit_weights(
@@ -66,7 +74,7 @@ def load_svfit_weights(
         CheckpointError: the file is missing, damaged, no adapter, or fits other layers.
         BaseMismatchError: it was trained on another base model.
         AdapterNameError: the name is taken.
-        StateError: adapters are fused.
+        StateError: adapters are fused, or given per prompt at the moment.
     """
     models = components.models_of(pipe)
     name = adapter_name or _free_name(components.adapter_names(models))
@@ -100,20 +108,83 @@ def set_svfit_adapters(
     Raises:
         AdapterNameError: a name is unknown; the active adapters stay.
         ConfigError: the numbers of names and weights differ, or a weight is not a finite number.
-        StateError: adapters are fused.
+        StateError: adapters are fused, or given per prompt at the moment.
     """
     names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
     components.check_names(components.models_of(pipe), names)
     weights = dict(zip(names, _weight_list(names, adapter_weights), strict=True))
-    components.refuse_while_fused(components.models_of(pipe), "change the active adapters")
+    components.refuse_change(components.models_of(pipe), "change the active adapters")
     for component, injection in _injections(pipe).items():
         injection.set_active(
             {
-                name: weight.get(component, 1.0) if isinstance(weight, Mapping) else weight
+                name: _in_component(weight, component)
                 for name, weight in weights.items()
                 if name in injection.adapter_names
             }
         )
+
+
+@contextmanager
+def svfit_adapters_per_prompt(
+    pipe: DiffusionPipeline,
+    adapters: Sequence[AdapterMix],
+    adapter_weights: Weight | Sequence[Weight] | None = None,
+    *,
+    num_images_per_prompt: int = 1,
+) -> Iterator[None]:
+    """Give every prompt of a batch adapters of its own, while the context lasts.
+
+        with pipe.svfit_adapters_per_prompt(["rex", "tom", None], [0.8, 0.5, 1.0]):
+            images = pipe(["a photo of sks dog", "a photo of sks cat", "a bicycle"]).images
+
+    Each image is the one that its prompt gives alone with these adapters set, but for the rounding
+    of the precision in use. Its negative prompt gets the same adapters. Call the pipeline with a
+    list of as many prompts, and of as many negative prompts if any. This is for generating: shifts
+    get no gradients. Afterwards the adapters active before are active again. Meanwhile adapters
+    cannot be loaded, set, fused or removed, except by `unload_svfit_weights`.
+
+    A layer costs what it costs without adapters, and memory for a `W'` of each mix, where a prompt
+    has many tokens for its width, and three times as much elsewhere
+    (`spectral.row_weights_are_cheaper`).
+
+    Args:
+        pipe: the pipeline.
+        adapters: for each prompt the name of its adapter, a mix such as `{"rex": 0.8, "tom": 0.5}`,
+            or None for the base model.
+        adapter_weights: strength for each prompt, as in `set_svfit_adapters`; it multiplies the
+            strengths of a mix. One number counts for all.
+        num_images_per_prompt: as the pipeline is called with.
+
+    Raises:
+        AdapterNameError: a name is unknown.
+        ConfigError: there are no prompts, the numbers of prompts and weights differ, a weight is
+            not a finite number, or `num_images_per_prompt` is not an integer of at least 1.
+        StateError: adapters are fused or disabled, or given per prompt already.
+        BatchError: raised by a model inside the context that gets other than these prompts.
+    """
+    mixes = _mixes(adapters, adapter_weights)
+    if not isinstance(num_images_per_prompt, int) or num_images_per_prompt < 1:
+        raise ConfigError(
+            f"num_images_per_prompt must be an integer of at least 1, got {num_images_per_prompt!r}"
+        )
+    models = components.models_of(pipe)
+    components.check_names(models, [name for mix in mixes for name in mix])
+    components.refuse_change(models, "give adapters per prompt")
+    with ExitStack() as stack:
+        for component, injection in components.injections(models).items():
+            layout = RowLayout(len(mixes))
+            if component in _DENOISERS:
+                layout = RowLayout(len(mixes), num_images_per_prompt, _GUIDANCE_PASSES)
+            here = [
+                {
+                    name: math.prod(_in_component(weight, component) for weight in weights)
+                    for name, weights in mix.items()
+                    if name in injection.adapter_names
+                }
+                for mix in mixes
+            ]
+            stack.enter_context(injection.adapters_per_prompt(here, layout))
+        yield
 
 
 def get_active_svfit_adapters(pipe: DiffusionPipeline) -> list[str]:
@@ -131,7 +202,7 @@ def enable_svfit(pipe: DiffusionPipeline) -> None:
     """Apply the active adapters again after `disable_svfit`.
 
     Raises:
-        StateError: adapters are fused.
+        StateError: adapters are fused, or given per prompt at the moment.
     """
     _set_enabled(pipe, True)
 
@@ -140,7 +211,7 @@ def disable_svfit(pipe: DiffusionPipeline) -> None:
     """Generate with the base model, keeping the adapters loaded.
 
     Raises:
-        StateError: adapters are fused.
+        StateError: adapters are fused, or given per prompt at the moment.
     """
     _set_enabled(pipe, False)
 
@@ -150,11 +221,11 @@ def delete_svfit_adapters(pipe: DiffusionPipeline, adapter_names: str | Sequence
 
     Raises:
         AdapterNameError: a name is unknown; none is removed.
-        StateError: adapters are fused; none is removed.
+        StateError: adapters are fused, or given per prompt at the moment; none is removed.
     """
     names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
     components.check_names(components.models_of(pipe), names)
-    components.refuse_while_fused(components.models_of(pipe), "delete an adapter")
+    components.refuse_change(components.models_of(pipe), "delete an adapter")
     for injection in _injections(pipe).values():
         for name in names:
             if name in injection.adapter_names:
@@ -177,13 +248,13 @@ def fuse_svfit(pipe: DiffusionPipeline, scale: float = 1.0) -> None:
         scale: multiplies every adapter's weight.
 
     Raises:
-        StateError: already fused, or no adapter is active.
+        StateError: already fused, no adapter is active, or they are given per prompt at the moment.
     """
     injections = [injection for injection in _injections(pipe).values() if injection.active]
     if not injections:
         raise StateError("no adapter is active, so there is nothing to fuse")
     for injection in injections:
-        injection.refuse_while_fused("fuse again")
+        injection.refuse_change("fuse again")
     for injection in injections:
         injection.fuse(scale)
 
@@ -232,6 +303,7 @@ def save_svfit_weights(
 PIPELINE_METHODS: tuple[Callable[..., Any], ...] = (
     load_svfit_weights,
     set_svfit_adapters,
+    svfit_adapters_per_prompt,
     get_active_svfit_adapters,
     get_list_svfit_adapters,
     enable_svfit,
@@ -251,7 +323,7 @@ def add_pipeline_methods() -> None:
 
 
 def _set_enabled(pipe: DiffusionPipeline, enabled: bool) -> None:
-    components.refuse_while_fused(components.models_of(pipe), "enable or disable adapters")
+    components.refuse_change(components.models_of(pipe), "enable or disable adapters")
     for injection in _injections(pipe).values():
         injection.set_enabled(enabled)
 
@@ -264,13 +336,45 @@ def _free_name(taken: Sequence[str]) -> str:
     return next(name for i in range(len(taken) + 1) if (name := f"default_{i}") not in taken)
 
 
-def _weight_list(names: Sequence[str], weights: Weight | Sequence[Weight] | None) -> list[Weight]:
+def _in_component(weight: Weight, component: str) -> float:
+    return weight.get(component, 1.0) if isinstance(weight, Mapping) else weight
+
+
+def _mixes(
+    adapters: Sequence[AdapterMix], adapter_weights: Weight | Sequence[Weight] | None
+) -> list[dict[str, tuple[Weight, ...]]]:
+    """The adapters of each prompt, with the strengths that multiply."""
+    if isinstance(adapters, str | Mapping) or not adapters:
+        raise ConfigError(
+            f"give a list with the adapter of each prompt, such as ['rex', None], got {adapters!r}"
+        )
+    mixes: list[dict[str, tuple[Weight, ...]]] = []
+    per_prompt = _weight_list(adapters, adapter_weights)
+    for adapter, weight in zip(adapters, per_prompt, strict=True):
+        if isinstance(adapter, Mapping):
+            own = zip(adapter, _weight_list([*adapter], [*adapter.values()]), strict=True)
+            mixes.append({name: (strength, weight) for name, strength in own})
+        elif isinstance(adapter, str):
+            mixes.append({adapter: (weight,)})
+        elif adapter is None:
+            mixes.append({})
+        else:
+            raise ConfigError(
+                f"a prompt's adapter is a name, a mapping of names to strengths or None, "
+                f"got {adapter!r}"
+            )
+    return mixes
+
+
+def _weight_list(
+    adapters: Sequence[Any], weights: Weight | Sequence[Weight] | None
+) -> list[Weight]:
     if weights is None:
         weights = 1.0
     if isinstance(weights, int | float | Mapping):
-        weights = [weights] * len(names)
-    if len(weights) != len(names):
-        raise ConfigError(f"got {len(names)} adapter names and {len(weights)} weights")
+        weights = [weights] * len(adapters)
+    if len(weights) != len(adapters):
+        raise ConfigError(f"got {len(adapters)} adapters and {len(weights)} weights")
     for weight in weights:
         by_component = weight if isinstance(weight, Mapping) else {COMPONENTS[0]: weight}
         for component, number in by_component.items():

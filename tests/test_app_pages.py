@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from app_server import ADAPTERS, AppServer, write_random_adapter
 from PIL import Image
@@ -197,14 +198,19 @@ def test_two_visitors_at_once_each_get_their_own_subject(
         fill(page, "generate-steps", 10)
         fill(page, "generate-seed", 11)
         page.locator("#generate-new-seed input").uncheck()
-    alone = [fetch(generate(page)).read_bytes() for page in pages]
-    assert alone[0] != alone[1]
+
+    def pixels(picture: Any) -> Any:
+        return np.asarray(Image.open(fetch(picture))).astype(int)
+
+    alone = [pixels(generate(page)) for page in pages]
+    assert np.abs(alone[0] - alone[1]).max() > 20
     for page in pages:
         page.click("#generate-go")
     for page in pages:
         page.locator("#generate-history .gallery-item").nth(1).wait_for()
-    images = [page.locator("#generate-history img").first for page in pages]
-    assert [fetch(image).read_bytes() for image in images] == alone
+    for page, before in zip(pages, alone, strict=True):
+        # Where they share a batch, float32 sums may round otherwise.
+        assert np.abs(pixels(page.locator("#generate-history img").first) - before).max() <= 2
 
 
 def test_an_added_adapter_file_can_be_used_at_once(

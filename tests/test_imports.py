@@ -16,7 +16,7 @@ GROUPS = [
     {"files", "spectral", "budget"},
     {"linear"},
     {"layers", "basis"},
-    {"attention", "config", "checkpoint"},
+    {"attention", "mixing", "config", "checkpoint"},
     {"injection"},
     {"components"},
     {"loaders"},
@@ -77,7 +77,7 @@ def test_there_is_no_circle() -> None:
 
 
 def test_the_mathematics_needs_torch_alone() -> None:
-    for module in ("errors", "products", "spectral", "linear", "layers", "version"):
+    for module in ("errors", "products", "spectral", "linear", "layers", "mixing", "version"):
         tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
         text = " ".join(
             ast.unparse(n) for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from app.comparison import BASE_MODEL, MIX, AxisKind, compare, parse_axis
+from app.generation import concurrent_drawings
 from app.pages.controls import (
     Mixer,
     Sampling,
@@ -183,7 +184,7 @@ def _wire_drawing(services: Services, parts: _Parts) -> None:
         [parts.grid, parts.download, parts.line],
         api_name="compare",
         show_progress="hidden",  # the status line says more
-        concurrency_limit=1,
+        concurrency_limit=concurrent_drawings(services.limits),
         concurrency_id="pictures",
     )
     watch(running, parts.halt, parts.line)

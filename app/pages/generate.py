@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from app.errors import SettingError
-from app.generation import Picture, Progress, Waiting
+from app.generation import Picture, Progress, Waiting, concurrent_drawings
 from app.library import SUFFIX
 from app.pages.controls import (
     PLAIN_PROMPT,
@@ -231,7 +231,7 @@ def _wire_drawing(services: Services, parts: _Parts) -> None:
         [parts.result, parts.line, parts.seed, parts.earlier],
         api_name="generate",
         show_progress="hidden",  # the status line says more
-        concurrency_limit=1,
+        concurrency_limit=concurrent_drawings(services.limits),
         concurrency_id="pictures",
     )
     watch(running, parts.halt, parts.line)
