@@ -166,6 +166,7 @@ def lora(rank: int, init: bool | str = "gaussian") -> Any:
 
 
 _SIGMA_RATES = (0.02, 0.05, 0.1, 0.2)
+_ALL_SIGMA_RATES = (0.01, 0.02, 0.05, 0.1)
 _LORA_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 
 METHODS: Sequence[Method] = (
@@ -175,7 +176,13 @@ METHODS: Sequence[Method] = (
     Method("SVFit, energy 0.9", _svfit(0.9), _SIGMA_RATES, "SVFit"),
     Method("SVFit, rank 8", _svfit(8), _SIGMA_RATES, "SVFit"),
     Method("SVFit, rank 32", _svfit(32), _SIGMA_RATES, "SVFit"),
-    Method("SVFit, all layers", _svfit(target="all"), _SIGMA_RATES, "SVFit, all layers"),
+    Method("SVFit, all layers", _svfit(target="all"), _ALL_SIGMA_RATES, "SVFit, all layers"),
+    Method(
+        "SVFit, all layers, budget 11520",
+        _svfit(target="all", budget=11520),  # as many as attention has at full rank
+        _ALL_SIGMA_RATES,
+        "SVFit, all layers",
+    ),
     Method("SVFit, budget 3000", _svfit(budget=3000), _SIGMA_RATES, "SVFit, budget"),
     Method("SVFit, budget 1000", _svfit(budget=1000), _SIGMA_RATES, "SVFit, budget"),
     Method("LoRA, r=8", lora(8), _LORA_RATES, "LoRA"),

@@ -201,7 +201,7 @@ def _resident_megabytes() -> dict[str, float]:
 
 def _load_many(pipe: Any, adapters: Any, first: int = 0) -> None:
     for number, adapter in enumerate(adapters, first):
-        pipe.load_svfit_weights(adapter, f"a{number}", show_progress=False)
+        pipe.load_svfit_weights(adapter, f"a{number}", activate=False, show_progress=False)
 
 
 def _switching_seconds(pipe: Any, rounds: int, device: str) -> dict[str, list[float]]:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from svfit_diffusion import spectral
-from svfit_diffusion.basis import BaseWeights, load_bases, read_base
+from svfit_diffusion.basis import fingerprint, load_bases, read_base
 from svfit_diffusion.checkpoint import COMPONENTS, Adapter, AdapterMetadata, match_layers
 from svfit_diffusion.errors import AdapterNameError, BaseMismatchError, CheckpointError
 from svfit_diffusion.injection import Injection, check_known, shiftable_layers
@@ -85,29 +85,38 @@ def put_adapter(
             for path, layer in shiftable_layers(models[component]).items()
         }
         matched[component] = match_layers(deltas, full_ranks, component)
-    bases = {component: read_base(models[component], paths) for component, paths in matched.items()}
+    at_hand = {
+        component: found.at_hand({path: delta.numel() for path, delta in deltas.items()})
+        if (found := Injection.find(models[component]))
+        else {}
+        for component, deltas in matched.items()
+    }
+    bases = {
+        component: read_base(models[component], [p for p in deltas if p not in at_hand[component]])
+        for component, deltas in matched.items()
+    }
+    digests = {component: at_hand[component] | base.digests for component, base in bases.items()}
     if not ignore_base_mismatch:
-        _check_base(bases, adapter.metadata)
+        _check_base(digests, adapter.metadata)
     loaded = {
         component: load_bases(base, show_progress=show_progress)
         for component, base in bases.items()
     }
     for component, deltas in matched.items():
-        kept = {p: loaded[component][p].truncated(delta.numel()) for p, delta in deltas.items()}
+        kept = {p: b.truncated(deltas[p].numel()) for p, b in loaded[component].items()}
         injection = Injection.of(models[component])
-        injection.add_adapter(adapter_name, deltas, kept, trainable=trainable)
-        injection.digests[adapter_name] = bases[component].digests
+        injection.add_adapter(adapter_name, deltas, kept, digests[component], trainable=trainable)
         injection.metadata[adapter_name] = adapter.metadata
 
 
-def _check_base(bases: Mapping[str, BaseWeights], metadata: AdapterMetadata) -> None:
-    for component, base in bases.items():
-        expected = metadata.fingerprints.get(component)
-        if expected is not None and expected != base.fingerprint():
+def _check_base(digests: Mapping[str, Mapping[str, str]], metadata: AdapterMetadata) -> None:
+    for component, of_layers in digests.items():
+        expected, found = metadata.fingerprints.get(component), fingerprint(of_layers)
+        if expected is not None and expected != found:
             raise BaseMismatchError(
                 f"the adapter was trained on another base model: its {component} belongs to "
                 f"{metadata.base_model or 'an unnamed model'} (fingerprint {expected[:12]}…), this "
-                f"pipeline's is {base.fingerprint()[:12]}…; load that base, or pass "
+                f"pipeline's is {found[:12]}…; load that base, or pass "
                 f"ignore_base_mismatch=True if this one is a fine-tune of it"
             )
 

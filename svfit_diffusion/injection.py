@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -121,7 +121,7 @@ class Injection:
         model: the model whose layers are shifted.
         projections: shifted layers by module path.
         adapter_names: adapters added, in order.
-        digests: of the base weight under each layer (`BaseWeights.digests`), by adapter name.
+        digests: of the base weight under each shifted layer (`BaseWeights.digests`), by path.
         metadata: what is known of adapters that came from a file, by adapter name.
     """
 
@@ -129,13 +129,14 @@ class Injection:
         self.model = model
         self.projections: dict[str, ShiftedProjection] = {}
         self.adapter_names: list[str] = []
-        self.digests: dict[str, dict[str, str]] = {}
+        self.digests: dict[str, str] = {}
         self.metadata: dict[str, AdapterMetadata] = {}
         self._weights: dict[str, float] = {}
         self._enabled = True
         self._mixing = False
         self._patches: list[_Patch] = []
         self._unfused: dict[str, nn.Parameter] = {}
+        self._seen: dict[str, tuple[int, int]] = {}
 
     @staticmethod
     def of(model: nn.Module) -> Injection:
@@ -152,6 +153,7 @@ class Injection:
         adapter_name: str,
         deltas: dict[str, Tensor],
         bases: dict[str, Basis],
+        digests: dict[str, str],
         *,
         trainable: bool = False,
     ) -> None:
@@ -160,7 +162,8 @@ class Injection:
         Args:
             adapter_name: a new name.
             deltas: shift `(r,)` of each layer, by module path; copied as float32.
-            bases: bases of at least these layers and ranks.
+            bases: bases of at least these layers and ranks, save those `at_hand`.
+            digests: of the base weights under the layers that have a basis.
             trainable: whether the shifts require gradients.
 
         Raises:
@@ -173,10 +176,10 @@ class Injection:
                 f"adapter name {adapter_name!r} is taken; delete that adapter or use another name"
             )
         layers = shiftable_layers(self.model)
-        parameters = {}
-        for path, delta in deltas.items():
-            value = delta.detach().to(layers[path].weight.device, torch.float32, copy=True)
-            parameters[path] = nn.Parameter(value, requires_grad=trainable)
+        parameters = {
+            path: nn.Parameter(value, requires_grad=trainable)
+            for path, value in _copied(deltas, layers, whole=not trainable).items()
+        }
         added = [path for path in deltas if path not in self.projections]
         for path in added:
             self.projections[path] = ShiftedProjection(layers[path], bases[path])
@@ -185,10 +188,27 @@ class Injection:
             if projection.basis.rank < parameter.numel():
                 projection.basis = bases[path]
             projection.add(adapter_name, parameter)
+        for path in bases:
+            self.digests[path] = digests[path]
+            self._seen[path] = _version_of(layers[path].weight)
         self.adapter_names.append(adapter_name)
         if added:
             self._patch()
         setattr(self.model, _ATTRIBUTE, self)
+
+    def at_hand(self, ranks: Mapping[str, int]) -> dict[str, str]:
+        """Digests, by path, of those layers asked for whose basis another adapter brought.
+
+        Those whose weight has been exchanged or written to since, or of which a higher rank is
+        wanted, are left out.
+        """
+        layers = {path: self.projections[path].layer for path in ranks if path in self.projections}
+        return {
+            path: self.digests[path]
+            for path, layer in layers.items()
+            if self._seen[path] == _version_of(layer.weight)
+            and self.projections[path].basis.rank >= ranks[path]
+        }
 
     def remove_adapter(self, adapter_name: str) -> None:
         """Remove an adapter; layers that no adapter shifts any more are restored.
@@ -207,7 +227,7 @@ class Injection:
         self.adapter_names.remove(adapter_name)
         self.projections = {p: proj for p, proj in self.projections.items() if proj.deltas}
         self._weights.pop(adapter_name, None)
-        self.digests.pop(adapter_name, None)
+        self.digests = {path: self.digests[path] for path in self.projections}
         self.metadata.pop(adapter_name, None)
         if not self.adapter_names:
             self.eject()
@@ -301,8 +321,8 @@ class Injection:
         Raises:
             AdapterNameError: there is no such adapter.
         """
-        check_known([adapter_name], self.adapter_names)
-        return fingerprint(self.digests[adapter_name], paths)
+        chosen = [path for path, _ in self.sigma_parameters(adapter_name)]
+        return fingerprint(self.digests, chosen if paths is None else paths)
 
     def fuse(self, scale: float = 1.0) -> None:
         """Write the active adapters, times `scale`, into the model's weights until `unfuse`.
@@ -421,6 +441,30 @@ class Injection:
         self._patches = []
 
 
+def _version_of(weight: Tensor) -> tuple[int, int]:
+    """Changes when a weight is exchanged, moved or written to (unless behind autograd's back)."""
+    return weight.data_ptr(), weight._version
+
+
+def _copied(
+    deltas: Mapping[str, Tensor], layers: Mapping[str, Shiftable], *, whole: bool
+) -> dict[str, Tensor]:
+    """Float32 copies of shifts, beside their layers; `whole` puts those of a device in one piece of
+    memory, which saves a third where thousands of adapters are loaded.
+    """
+    copies = {
+        path: delta.detach().to(layers[path].weight.device, torch.float32, copy=True)
+        for path, delta in deltas.items()
+    }
+    if not whole:
+        return copies
+    for device in {copy.device for copy in copies.values()}:
+        here = {path: copy for path, copy in copies.items() if copy.device == device}
+        sizes = [copy.numel() for copy in here.values()]
+        copies |= zip(here, torch.cat([*here.values()]).split(sizes), strict=True)
+    return copies
+
+
 def check_known(names: Iterable[str], loaded: Sequence[str]) -> None:
     """Raise `AdapterNameError` if one of `names` is not among the `loaded` adapters."""
     unknown = [name for name in names if name not in loaded]
@@ -471,8 +515,7 @@ def inject(
         for path, basis in bases.items()
     }
     kept = {path: bases[path].truncated(delta.numel()) for path, delta in deltas.items()}
-    injection.add_adapter(adapter_name, deltas, kept, trainable=trainable)
-    injection.digests[adapter_name] = base.digests
+    injection.add_adapter(adapter_name, deltas, kept, base.digests, trainable=trainable)
     injection.set_enabled(True)
     injection.set_active({adapter_name: 1.0})
     return injection

@@ -48,11 +48,12 @@ def load_svfit_weights(
     *,
     weight_name: str = WEIGHTS_NAME,
     subfolder: str | None = None,
+    activate: bool = True,
     ignore_base_mismatch: bool = False,
     show_progress: bool = True,
     **hub_kwargs: Any,
 ) -> None:
-    """Load an adapter and make it the active one.
+    """Load an adapter and, unless told otherwise, make it the active one.
 
     Everything is checked before the pipeline is touched. The first adapter on a base model computes
     the singular vectors of its layers, once; later ones find them in the cache. A LoRA or an
@@ -64,6 +65,8 @@ def load_svfit_weights(
         adapter_name: a new name; `default_0`, `default_1`, … if not given.
         weight_name: file name in the folder or repository.
         subfolder: folder in the folder or repository.
+        activate: make it the active one; False only adds it, which takes milliseconds once the
+            layers are known, so that thousands can be kept to choose from.
         ignore_base_mismatch: load although the adapter was trained on another base model, such as
             the one this base was fine-tuned from; the subject may come out weaker.
         show_progress: show a progress bar while singular vectors are computed.
@@ -88,8 +91,9 @@ def load_svfit_weights(
         ignore_base_mismatch=ignore_base_mismatch,
         show_progress=show_progress,
     )
-    set_svfit_adapters(pipe, name)
-    enable_svfit(pipe)
+    if activate:
+        set_svfit_adapters(pipe, name)
+        enable_svfit(pipe)
 
 
 def set_svfit_adapters(
