@@ -32,7 +32,7 @@ class Recipe:
         steps: optimizer steps.
         batch: photos per step, and as many class images if there is prior preservation.
         prior_loss_weight: weight of the loss on class images; 0 is no prior preservation.
-        snr_gamma: γ of Min-SNR weighting of the loss, or None.
+        snr_gamma: γ of Min-SNR weighting of the loss; 0 is none.
         inference_steps: of generated images.
         guidance: of generated images.
         rounds: images per prompt.
@@ -41,7 +41,7 @@ class Recipe:
     steps: int = 100
     batch: int = 4
     prior_loss_weight: float = 0.0
-    snr_gamma: float | None = 5.0
+    snr_gamma: float = TrainingConfig.snr_gamma
     inference_steps: int = 12
     guidance: float = 2.5
     rounds: int = 2
@@ -83,7 +83,8 @@ def train(
         weights.append(recipe.prior_loss_weight)
     for photo_set in photo_sets:
         photo_set.cache_latents()
-    objective = Objective(DDPMScheduler.from_config(pipe.scheduler.config), config.snr_gamma)
+    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    objective = Objective(scheduler, config.snr_gamma or None)
     optimizer = make_optimizer(config, [{"params": adapted.parameters, "lr": learning_rate}])
     schedule = get_scheduler(
         config.lr_scheduler,

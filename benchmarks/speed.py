@@ -73,7 +73,7 @@ GROUPS: dict[str, Group] = {
     "load_sdxl": Group(adapters.load_sdxl, by_default=False),
     "switch": Group(adapters.switch),
     "mixed": Group(inference.mixed_batch),
-    "resident": Group(adapters.resident, ("cpu",), by_default=False),
+    "resident": Group(adapters.resident, ("cpu",)),
     "data_parallel": Group(parallel.data_parallel, ("cpu",)),
 }
 

@@ -186,8 +186,8 @@ class TrainingConfig:
     adam_weight_decay: float = _setting(0.0, "Weight decay: pulls shifts back to the base model.")
     adam_epsilon: float = _setting(1e-8, "AdamW's and Prodigy's ε.")
     max_grad_norm: float = _setting(1.0, "Gradients are clipped to this norm.")
-    snr_gamma: float | None = _setting(
-        None, "Min-SNR weighting of the loss (arXiv 2303.09556); 5.0 is usual."
+    snr_gamma: float = _setting(
+        5.0, "γ of Min-SNR weighting of the loss (arXiv 2303.09556); 0 weighs all timesteps alike."
     )
     noise_offset: float = _setting(0.0, "Strength of noise that shifts whole channels.")
 
@@ -243,11 +243,17 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
-        for name in ("learning_rate", "text_encoder_lr", "max_grad_norm", "snr_gamma"):
+        for name in ("learning_rate", "text_encoder_lr", "max_grad_norm"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ConfigError(f"{name} must be a positive number, got {value}")
-        for name in ("prior_loss_weight", "adam_weight_decay", "noise_offset", "lr_warmup_steps"):
+        for name in (
+            "prior_loss_weight",
+            "adam_weight_decay",
+            "noise_offset",
+            "lr_warmup_steps",
+            "snr_gamma",
+        ):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.with_prior_preservation and not self.class_prompt:

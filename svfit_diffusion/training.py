@@ -117,7 +117,7 @@ class Trainer:
             self.models["text_encoder"] = self.pipe.text_encoder
         self.objective = Objective(
             DDPMScheduler.from_config(self.pipe.scheduler.config),
-            config.snr_gamma,
+            config.snr_gamma or None,
             config.noise_offset,
         )
         self.step = 0
