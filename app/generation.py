@@ -259,7 +259,7 @@ class ImageGenerator:
         """Load a portion's adapters; what is wrong with them is its visitor's concern alone."""
         portion.progress(0, portion.wanted[0].steps)
         try:
-            for name in {name for settings in portion.wanted for name in settings.adapters}:
+            for name in dict.fromkeys(n for s in portion.wanted for n in s.adapters):
                 if name not in self._loaded:
                     self._load(name)
                     # None if it has come since: then it is loaded again next time.
