@@ -34,6 +34,7 @@ from svfit_diffusion import (
     SVFitConfig,
     inject,
 )
+from svfit_diffusion import basis as basis_module
 from svfit_diffusion.basis import BaseWeights, read_base
 from svfit_diffusion.checkpoint import (
     WEIGHTS_NAME,
@@ -909,3 +910,70 @@ def test_a_compiled_model_in_the_pipeline_is_reached(tiny_pipe: Any, adapter_fil
     assert Injection.find(unet) is not None
     tiny_pipe.unload_svfit_weights()
     assert Injection.find(unet) is None
+
+
+# --- many adapters ----------------------------------------------------------------------------
+
+
+def test_an_adapter_may_be_added_without_becoming_active(tiny_pipe: Any) -> None:
+    base = tiny.run_pipeline(tiny_pipe)
+    load(tiny_pipe, state_dict(make_adapter(1)), "a", activate=False)
+    assert tiny_pipe.get_active_svfit_adapters() == []
+    assert torch.equal(tiny.run_pipeline(tiny_pipe), base)
+    tiny_pipe.set_svfit_adapters("a")
+    chosen = tiny.run_pipeline(tiny_pipe)
+    tiny_pipe.unload_svfit_weights()
+    load(tiny_pipe, state_dict(make_adapter(1)), "a")
+    assert torch.equal(tiny.run_pipeline(tiny_pipe), chosen)
+
+
+def test_a_second_adapter_reads_no_basis(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    load(tiny_pipe, state_dict(make_adapter(1)), "a")
+    alone = tiny.make_tiny_pipeline()
+    load(alone, state_dict(make_adapter(2)), "b")
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("a basis is read again")
+
+    monkeypatch.setattr(basis_module, "_read", refuse)
+    monkeypatch.setattr(basis_module, "_digest", refuse)
+    load(tiny_pipe, state_dict(make_adapter(2)), "b")
+    assert torch.equal(*images_of(tiny_pipe, alone))
+
+
+def test_a_second_adapter_of_higher_rank_gets_its_basis(tiny_pipe: Any) -> None:
+    load(tiny_pipe, state_dict(make_adapter(1, rank=2)), "a")
+    load(tiny_pipe, state_dict(make_adapter(2, rank=16)), "b")
+    alone = tiny.make_tiny_pipeline()
+    load(alone, state_dict(make_adapter(2, rank=16)), "b")
+    assert torch.equal(*images_of(tiny_pipe, alone))
+
+
+@pytest.mark.parametrize("how", ["written to", "exchanged"])
+def test_a_weight_that_changed_since_the_first_adapter_is_noticed(tiny_pipe: Any, how: str) -> None:
+    path = next(iter(make_adapter().deltas["unet"]))
+    load(tiny_pipe, state_dict(make_adapter(1)), "a", activate=False)
+    layer = tiny_pipe.unet.get_submodule(path)
+    if how == "written to":
+        with torch.no_grad():
+            layer.weight.mul_(2)
+    else:
+        layer.weight = torch.nn.Parameter(layer.weight.detach() * 2, requires_grad=False)
+    adapter = make_adapter(2)
+    with pytest.raises(BaseMismatchError):
+        put_adapter(models_of(tiny_pipe), adapter, "b", show_progress=False)
+    assert tiny_pipe.get_list_svfit_adapters() == {name: ["a"] for name in MODELS}
+
+
+def test_deleting_adapters_forgets_layers_that_none_shifts(tiny_pipe: Any) -> None:
+    load(tiny_pipe, state_dict(make_adapter(1)), "whole")
+    part = {k: v for k, v in state_dict(make_adapter(2)).items() if "attn1" in k}
+    load(tiny_pipe, part, "part")
+    tiny_pipe.delete_svfit_adapters("whole")
+    injection = Injection.find(tiny_pipe.unet)
+    assert injection is not None
+    assert set(injection.digests) == set(injection.projections)
+    load(tiny_pipe, state_dict(make_adapter(1)), "whole")
+    alone = tiny.make_tiny_pipeline()
+    load(alone, state_dict(make_adapter(1)), "whole")
+    assert torch.equal(*images_of(tiny_pipe, alone))
