@@ -35,6 +35,11 @@ THEME = gr.themes.Default(
 )
 
 _STYLE = Path(__file__).with_name("style.css")
+# Gradio measures the tabs before it applies a style sheet of ours, and hides those beyond the edge.
+_NARROW_TABS = (
+    "<style>@media (max-width: 760px) "
+    "{ .tab-container button { padding: 0 .6rem !important; } }</style>"
+)
 
 _PAGES = {
     "Generate": generate.build,
@@ -66,6 +71,7 @@ def launch_settings(services: Services) -> dict[str, Any]:
     return {
         "theme": THEME,
         "css_paths": _STYLE,
+        "head": _NARROW_TABS,
         "server_name": settings.host,
         "server_port": settings.port,
         "share": settings.share,
