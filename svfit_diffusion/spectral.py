@@ -201,14 +201,16 @@ def shift_matrix(basis: Basis, delta: Tensor) -> Tensor:
     basis = basis.truncated(delta.numel())
     # Products of float32 inputs would be rounded to half precision inside an autocast region.
     with torch.autocast(delta.device.type, enabled=False):
-        scaled = (basis.u.mT.float() * delta.float()).contiguous()
-        return multiply(scaled, basis.v.float())
+        # Cast and laid out in one pass: a product reads rows.
+        u = basis.u.mT.to(torch.float32, memory_format=torch.contiguous_format)
+        return multiply(u * delta.float(), basis.v.float())
 
 
 def shifted_weight(weight: Tensor, basis: Basis, delta: Tensor) -> Tensor:
     """`W' = W + U diag(δ) Vᵀ` in the shape and dtype of `weight`; equal to `W` at δ = 0."""
     shift = shift_matrix(basis, delta).reshape(weight.shape)
-    return (weight + shift).to(weight.dtype)
+    precise = shift.to(torch.promote_types(weight.dtype, torch.float32))
+    return precise.add_(weight).to(weight.dtype)
 
 
 def merging_is_cheaper(tokens: int, d_out: int, d_in: int, rank: int) -> bool:
