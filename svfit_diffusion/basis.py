@@ -185,14 +185,14 @@ def _verify(basis: Basis, matrix: Tensor) -> None:
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(d_in, generator=generator)
     weights = torch.randn(rank, generator=generator)
+    # Two vectors at a time: the time goes into reading u and v.
+    from_probe, from_v = (v @ torch.stack([probe, v.mT @ weights], 1)).unbind(1)
+    product, from_weights = (u.mT @ torch.stack([sigma * from_probe, weights], 1)).unbind(1)
     rebuilt = {
-        "U diag(σ) Vᵀ is not the weight": (
-            u.mT @ (sigma * (v @ probe)),
-            matrix.cpu().float() @ probe,
-        ),
+        "U diag(σ) Vᵀ is not the weight": (product, matrix.cpu().float() @ probe),
         # Vectors of small singular values do not show above, but δ multiplies them like all others.
-        "U is not orthonormal": (u @ (u.mT @ weights), weights),
-        "V is not orthonormal": (v @ (v.mT @ weights), weights),
+        "U is not orthonormal": (u @ from_weights, weights),
+        "V is not orthonormal": (from_v, weights),
     }
     for problem, (actual, expected) in rebuilt.items():
         # Negated so that NaN fails.

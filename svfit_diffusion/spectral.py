@@ -87,7 +87,8 @@ def canonical_weight(weight: Tensor) -> Tensor:
             f"cannot decompose a weight of dtype {weight.dtype}: load the base model unquantised"
         )
     rounded = as_matrix(weight.detach()).to(torch.float16)
-    if not torch.isfinite(rounded).all():
+    # One sum instead of a mask: NaN and infinity pass into it, and finite float16s do not overflow.
+    if not torch.isfinite(rounded.sum(dtype=torch.float32)):
         raise BasisError(
             "a weight holds NaN, infinity or values beyond ±65504; "
             "the base model file is damaged or not usable in float16"
