@@ -185,7 +185,6 @@ METHODS: Sequence[Method] = (
     ),
     Method("SVFit, budget 3000", _svfit(budget=3000), _SIGMA_RATES, "SVFit, budget"),
     Method("SVFit, budget 1000", _svfit(budget=1000), _SIGMA_RATES, "SVFit, budget"),
-    Method("SVFit, budget 300", _svfit(budget=300), _SIGMA_RATES, "SVFit, budget"),
     Method("LoRA, r=8", lora(8), _LORA_RATES, "LoRA"),
     Method("LoRA, r=1", lora(1), _LORA_RATES, "LoRA"),
     Method("PiSSA, r=8", lora(8, "pissa"), _LORA_RATES, "PiSSA"),
