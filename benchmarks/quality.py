@@ -21,7 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 from benchmarks import quality_pictures
 from benchmarks.cells import Bench, Cell, CellStore, Setup, measure_peak_memory, run_cell
@@ -111,7 +111,8 @@ def summary_row(
         **{name: asdict(figure) for name, figure in figures.items()},
         "parameters": reference[0]["parameters"],
         "adapter_bytes": reference[0]["adapter_bytes"],
-        "train_seconds": mean(row["train_seconds"] for row in reference),
+        # The median, since a run may have been suspended meanwhile.
+        "train_seconds": median(row["train_seconds"] for row in reference),
         "peak_memory_bytes": measure_peak_memory(store.setup, method.name),
         "learning_rate": rate,
         "learning_rate_at_edge": len(rates) > 1 and rate in (rates[0], rates[-1]),

@@ -157,4 +157,6 @@ def _draw_samples(
         images = [store.image(Cell(m, rates[m], name, seed), index) for m in methods]
         lines.append([subject.photos()[0], *images])
         labels.append(subject.prompts[index].text)
-    return labelled_grid(lines, labels, ["photo", *methods], tile=_TILE)
+    # Short enough for a column, in letters that its font has.
+    columns = [method.removeprefix("SVFit, ").replace("³", "3") for method in methods]
+    return labelled_grid(lines, labels, ["photo", *columns], tile=_TILE)
