@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -120,7 +120,6 @@ class Injection:
     Attributes:
         model: the model whose layers are shifted.
         projections: shifted layers by module path.
-        adapter_names: adapters added, in order.
         digests: of the base weight under each shifted layer (`BaseWeights.digests`), by path.
         metadata: what is known of adapters that came from a file, by adapter name.
     """
@@ -128,7 +127,7 @@ class Injection:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.projections: dict[str, ShiftedProjection] = {}
-        self.adapter_names: list[str] = []
+        self._names: dict[str, None] = {}  # in order, and quick to look up
         self.digests: dict[str, str] = {}
         self.metadata: dict[str, AdapterMetadata] = {}
         self._weights: dict[str, float] = {}
@@ -147,6 +146,11 @@ class Injection:
     def find(model: nn.Module) -> Injection | None:
         """The injection of `model`, or None if it carries no adapter."""
         return getattr(model, _ATTRIBUTE, None)
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """The adapters added, in order."""
+        return list(self._names)
 
     def add_adapter(
         self,
@@ -171,7 +175,7 @@ class Injection:
             StateError: adapters are fused, or given per prompt at the moment.
         """
         self.refuse_change("add an adapter")
-        if adapter_name in self.adapter_names:
+        if adapter_name in self._names:
             raise AdapterNameError(
                 f"adapter name {adapter_name!r} is taken; delete that adapter or use another name"
             )
@@ -191,7 +195,7 @@ class Injection:
         for path in bases:
             self.digests[path] = digests[path]
             self._seen[path] = _version_of(layers[path].weight)
-        self.adapter_names.append(adapter_name)
+        self._names[adapter_name] = None
         if added:
             self._patch()
         setattr(self.model, _ATTRIBUTE, self)
@@ -218,18 +222,18 @@ class Injection:
             StateError: adapters are fused, or given per prompt at the moment.
         """
         self.refuse_change("delete an adapter")
-        check_known([adapter_name], self.adapter_names)
+        check_known([adapter_name], self._names)
         for projection in self.projections.values():
             if adapter_name in projection.deltas:
                 projection.remove(adapter_name)
                 # Not even where someone keeps a wrapped processor or forward of ours.
                 projection.activate({})
-        self.adapter_names.remove(adapter_name)
+        del self._names[adapter_name]
         self.projections = {p: proj for p, proj in self.projections.items() if proj.deltas}
         self._weights.pop(adapter_name, None)
         self.digests = {path: self.digests[path] for path in self.projections}
         self.metadata.pop(adapter_name, None)
-        if not self.adapter_names:
+        if not self._names:
             self.eject()
         else:
             self._patch()
@@ -243,7 +247,7 @@ class Injection:
             StateError: adapters are fused, or given per prompt at the moment.
         """
         self.refuse_change("change the active adapters")
-        check_known(weights, self.adapter_names)
+        check_known(weights, self._names)
         self._weights = dict(weights)
         self._activate()
 
@@ -292,7 +296,7 @@ class Injection:
         self.refuse_change("give adapters per prompt")
         if not self._enabled:
             raise StateError("adapters are disabled; call enable_svfit() first")
-        check_known([name for mix in mixes for name in mix], self.adapter_names)
+        check_known([name for mix in mixes for name in mix], self._names)
         projections = list(self.projections.values())
         self._mixing = True
         try:
@@ -310,7 +314,7 @@ class Injection:
         Raises:
             AdapterNameError: there is no such adapter.
         """
-        check_known([adapter_name], self.adapter_names)
+        check_known([adapter_name], self._names)
         for path, projection in self.projections.items():
             if adapter_name in projection.deltas:
                 yield path, projection.deltas[adapter_name]
@@ -375,7 +379,7 @@ class Injection:
             projection.stand_in = None
             projection.activate({})
         self.projections = {}
-        self.adapter_names = []
+        self._names = {}
         self.digests = {}
         self.metadata = {}
         self._weights = {}
@@ -465,7 +469,7 @@ def _copied(
     return copies
 
 
-def check_known(names: Iterable[str], loaded: Sequence[str]) -> None:
+def check_known(names: Iterable[str], loaded: Collection[str]) -> None:
     """Raise `AdapterNameError` if one of `names` is not among the `loaded` adapters."""
     unknown = [name for name in names if name not in loaded]
     if unknown:

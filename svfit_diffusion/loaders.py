@@ -199,7 +199,7 @@ def get_active_svfit_adapters(pipe: DiffusionPipeline) -> list[str]:
 
 def get_list_svfit_adapters(pipe: DiffusionPipeline) -> dict[str, list[str]]:
     """Names of the loaded adapters, per component that they shift."""
-    return {c: list(injection.adapter_names) for c, injection in _injections(pipe).items()}
+    return {c: injection.adapter_names for c, injection in _injections(pipe).items()}
 
 
 def enable_svfit(pipe: DiffusionPipeline) -> None:
