@@ -152,3 +152,13 @@ def visit(browser: Any, app_server: AppServer) -> Iterator[Callable[..., Any]]:
 def page(visit: Callable[..., Any]) -> Any:
     """The app in a fresh browser session."""
     return visit()
+
+
+def open_tab(page: Any, name: str) -> None:
+    """Choose a page of the app; on a phone, Gradio may keep it behind a button."""
+    tab = page.get_by_role("tab", name=name)
+    if tab.is_visible():
+        tab.click()
+    else:
+        page.get_by_role("button", name="More tabs").click()
+        page.locator(".overflow-dropdown button", has_text=name).click()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from app_server import open_tab
 from PIL import Image
 
 
@@ -17,7 +18,7 @@ def inspect_page(visit: Callable[..., Any]) -> Callable[..., Any]:
 
     def open_page(**options: Any) -> Any:
         page = visit(**options)
-        page.get_by_role("tab", name="Inspect").click()
+        open_tab(page, "Inspect")
         for figure in ("moved", "values", "energy", "weight"):
             page.locator(f"#inspect-{figure} svg").wait_for()
         page.locator("#inspect-pictures img").nth(2).wait_for()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from app_server import ADAPTERS, AppServer, write_random_adapter
+from app_server import ADAPTERS, AppServer, open_tab, write_random_adapter
 from PIL import Image
 
 from app.picture import PictureSettings
@@ -266,7 +266,7 @@ def test_nothing_is_wider_than_a_phone(visit: Callable[..., Any], scheme: str) -
     page = visit(width=390, color_scheme=scheme)
     generate(page)
     for tab in ("Generate", "Compare", "Train", "Inspect"):
-        page.get_by_role("tab", name=tab).click()
+        open_tab(page, tab)
         page.locator(f"#{tab.lower()}-go").or_(page.get_by_role("tabpanel")).first.wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") == 390, tab
     # The colours follow what the visitor's system asks for.

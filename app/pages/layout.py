@@ -35,11 +35,17 @@ THEME = gr.themes.Default(
 )
 
 _STYLE = Path(__file__).with_name("style.css")
-# Gradio measures the tabs before it applies a style sheet of ours, and hides those beyond the edge.
-_NARROW_TABS = (
-    "<style>@media (max-width: 760px) "
-    "{ .tab-container button { padding: 0 .6rem !important; } }</style>"
-)
+# Gradio measures its tabs once, at times before the page has its width and its style, and hides
+# those beyond the edge; it measures again when the window's size changes.
+_HEAD = """
+<style>
+@media (max-width: 760px) { .tab-container button { padding: 0 .6rem !important; } }
+</style>
+<script>
+const measureAgain = () => window.dispatchEvent(new Event("resize"));
+new ResizeObserver(measureAgain).observe(document.documentElement);
+</script>
+"""
 
 _PAGES = {
     "Generate": generate.build,
@@ -71,7 +77,7 @@ def launch_settings(services: Services) -> dict[str, Any]:
     return {
         "theme": THEME,
         "css_paths": _STYLE,
-        "head": _NARROW_TABS,
+        "head": _HEAD,
         "server_name": settings.host,
         "server_port": settings.port,
         "share": settings.share,
