@@ -41,7 +41,7 @@ class Recipe:
     steps: int = 100
     batch: int = 4
     prior_loss_weight: float = 0.0
-    snr_gamma: float = TrainingConfig.snr_gamma
+    snr_gamma: float = 5.0
     inference_steps: int = 12
     guidance: float = 2.5
     rounds: int = 2

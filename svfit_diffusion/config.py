@@ -187,7 +187,7 @@ class TrainingConfig:
     adam_epsilon: float = _setting(1e-8, "AdamW's and Prodigy's ε.")
     max_grad_norm: float = _setting(1.0, "Gradients are clipped to this norm.")
     snr_gamma: float = _setting(
-        5.0, "γ of Min-SNR weighting of the loss (arXiv 2303.09556); 0 weighs all timesteps alike."
+        0.0, "γ of Min-SNR weighting of the loss (arXiv 2303.09556), such as 5; 0 is none."
     )
     noise_offset: float = _setting(0.0, "Strength of noise that shifts whole channels.")
 
