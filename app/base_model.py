@@ -51,7 +51,7 @@ class BaseModel:
         written in place.
         """
         pipe = StableDiffusionPipeline(
-            **{name: _shared(c) for name, c in self._pipe.components.items()},
+            **{name: share_weights(c) for name, c in self._pipe.components.items()},
             requires_safety_checker=False,
         )
         pipe.set_progress_bar_config(disable=True)
@@ -79,7 +79,7 @@ def _models(pipe: Any) -> list[nn.Module]:
     return [c for c in pipe.components.values() if isinstance(c, nn.Module)]
 
 
-def _shared(component: Any) -> Any:
+def share_weights(component: Any) -> Any:
     """A deep copy of a component whose tensors share the original's memory."""
     if not isinstance(component, nn.Module):
         return copy.deepcopy(component)

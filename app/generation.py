@@ -272,10 +272,11 @@ class ImageGenerator:
     def _load(self, name: str) -> None:
         path = self._library.path(name)
         try:
-            self._pipe.load_svfit_weights(path, adapter_name=name, show_progress=False)
+            self._pipe.load_svfit_weights(
+                path, adapter_name=name, activate=False, show_progress=False
+            )
         except SVFitError as error:
             raise LibraryError(f"“{name}” cannot be used. {misfit_reason(error)}") from error
-        self._pipe.set_svfit_adapters([])  # nothing is drawn but with adapters per prompt
 
 
 def _after_step(

@@ -188,7 +188,7 @@ class AdapterLibrary:
     def _misfit(self, path: Path) -> str | None:
         """Why the adapter in a file does not go with the base model, or None if it does."""
         try:
-            self._base.view().load_svfit_weights(path, show_progress=False)
+            self._base.view().load_svfit_weights(path, activate=False, show_progress=False)
         except SVFitError as error:
             logger.info("%s does not fit", path, exc_info=True)
             return misfit_reason(error)

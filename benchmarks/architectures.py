@@ -6,7 +6,6 @@ Seeds are fixed, so that processes which build the same model find its bases in 
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import diffusers
@@ -21,6 +20,7 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from app.base_model import share_weights
 from benchmarks.methods import Models
 from benchmarks.report import ROOT
 
@@ -134,14 +134,7 @@ def sharing_weights(models: Models) -> Models:
 
     Many methods thus stand side by side for the memory of one.
     """
-    copies: Models = {}
-    for component, model in models.items():
-        memo: dict[int, Any] = {
-            id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()
-        }
-        memo |= {id(buffer): buffer.detach() for buffer in model.buffers()}
-        copies[component] = copy.deepcopy(model, memo)
-    return copies
+    return {component: share_weights(model) for component, model in models.items()}
 
 
 def unet_inputs(

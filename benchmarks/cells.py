@@ -10,9 +10,7 @@ import re
 import resource
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from PIL import Image
 
 from benchmarks.extractors import Extractor, HubExtractor, Seen, ToyboxExtractor
 from benchmarks.finetune import Recipe, control_images, subject_images, train
+from benchmarks.measuring import isolated
 from benchmarks.methods import Adapted, find_method
 from benchmarks.report import CACHE, Row
 from benchmarks.scoring import Scorer
@@ -288,8 +287,7 @@ def measure_peak_memory(setup: Setup, method: str) -> int:
     """Peak resident memory of a process that trains some steps, in bytes; a GPU's if on one."""
     path = setup.folder / "memory" / f"{_file_stem(method)}.json"
     if not path.exists():
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
-            peak = executor.submit(_peak_memory, setup, method).result()
+        peak = isolated(_peak_memory, setup, method)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, functools.partial(Path.write_text, data=json.dumps(peak)))
     return int(json.loads(path.read_text()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -137,19 +138,28 @@ class ShiftedProjection:
         refuse_absent_weight(self.layer)
         self.refresh()
 
+    @property
+    def factorises(self) -> bool:
+        """Whether shifts can be applied without `W'`: not under grouped convolutions, as the
+        flattened basis spans the groups.
+        """
+        return isinstance(self.layer, nn.Linear) or self.layer.groups == 1
+
+    def positions(self, x: Tensor) -> int:
+        """How many vectors of an input pass through the projection."""
+        if isinstance(self.layer, nn.Linear):
+            return x.numel() // x.shape[-1]
+        channels = x.shape[1 - self.layer.weight.dim()]
+        return x.numel() // channels // math.prod(self.layer.stride)
+
     def _merges(self, x: Tensor) -> bool:
-        layer, weight = self.layer, self.layer.weight
-        if isinstance(layer, nn.Linear):
-            positions = x.numel() // x.shape[-1]
-        elif layer.groups != 1:
-            return True  # the flattened basis spans groups, which only W' can express
-        else:
-            positions = x.numel() // x.shape[-weight.dim() + 1]
-            for stride in layer.stride:
-                positions //= int(stride)
+        if not self.factorises:
+            return True
+        weight = self.layer.weight
         d_out = weight.shape[0]
         rank = max(delta.numel() for _, delta in self._active)
-        return spectral.merging_is_cheaper(positions, d_out, weight.numel() // d_out, rank)
+        d_in = weight.numel() // d_out
+        return spectral.merging_is_cheaper(self.positions(x), d_out, d_in, rank)
 
     def project(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's own map, with its stride and padding, by any weight of its shape."""

@@ -7,12 +7,11 @@ read once, when the first batch comes, and get no gradients.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from svfit_diffusion import spectral
@@ -147,12 +146,9 @@ class RowProjection:
         return self._weights
 
     def _holds_weights(self, x: Tensor) -> bool:
-        layer = self._projection.layer
-        d_out = layer.weight.shape[0]
-        d_in = layer.weight.numel() // d_out
-        if isinstance(layer, nn.Linear):
-            return spectral.row_weights_are_cheaper(x[0].numel() // d_in, d_out, d_in)
-        if layer.groups != 1:
-            return True  # the flattened basis spans groups, which only W' can express
-        positions = x[0, 0].numel() // math.prod(layer.stride)
-        return spectral.row_weights_are_cheaper(positions, d_out, d_in)
+        if not self._projection.factorises:
+            return True
+        weight = self._projection.layer.weight
+        d_out = weight.shape[0]
+        tokens = self._projection.positions(x[:1])
+        return spectral.row_weights_are_cheaper(tokens, d_out, weight.numel() // d_out)

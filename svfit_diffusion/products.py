@@ -22,23 +22,23 @@ _WORTHWHILE = 2**24
 
 def multiply(a: Tensor, b: Tensor) -> Tensor:
     """`a b` of matrices `(n, k)` and `(k, m)` of one dtype; float32 sums in float32."""
-    if _convolves(a, b, a.shape[0] * b.numel()):
+    if _convolves(a, b):
         return F.conv1d(b[None], a[:, :, None])[0]
     return a @ b
 
 
 def multiply_transposed(a: Tensor, b: Tensor) -> Tensor:
     """`a bᵀ` of matrices `(n, k)` and `(m, k)` of one dtype; float32 sums in float32."""
-    if _convolves(a, b, a.shape[0] * b.numel()):
+    if _convolves(a, b):
         # Rows of `a` as pixels, their entries as channels, which lie innermost already.
         pixels = a.reshape(1, 1, *a.shape).permute(0, 3, 1, 2)
         return F.conv2d(pixels, b[:, :, None, None]).permute(0, 2, 3, 1)[0, 0]
     return a @ b.mT
 
 
-def _convolves(a: Tensor, b: Tensor, multiply_adds: int) -> bool:
+def _convolves(a: Tensor, b: Tensor) -> bool:
     return (
-        multiply_adds >= _WORTHWHILE
+        a.shape[0] * b.numel() >= _WORTHWHILE
         and a.device.type == "cpu"
         and a.dtype == b.dtype == torch.float32
         and _onednn_is_faster()

@@ -635,12 +635,7 @@ def test_a_deep_copy_is_independent(config: SVFitConfig) -> None:
 @pytest.mark.parametrize("config", [ATTENTION, ALL], ids=["attention", "all"])
 def test_compiling_the_full_graph(config: SVFitConfig, trainable: bool) -> None:
     torch._dynamo.reset()
-    unet = tiny.make_tiny_unet(
-        block_out_channels=(32,),
-        down_block_types=("CrossAttnDownBlock2D",),
-        mid_block_type=None,
-        up_block_types=("UpBlock2D",),
-    )
+    unet = tiny.make_one_block_unet()
     injection = put(unet, config, scale=0.3, trainable=trainable)
     compiled = torch.compile(unet, fullgraph=True, backend="eager")
     torch.testing.assert_close(tiny.run_unet(compiled), tiny.run_unet(unet), **CLOSE)

@@ -262,12 +262,7 @@ def test_a_lora_under_the_adapters_stays() -> None:
 @pytest.mark.parametrize("target", ["attention", "all"])
 def test_a_compiled_model_follows_into_the_context_and_out(target: str) -> None:
     torch._dynamo.reset()
-    unet = tiny.make_tiny_unet(
-        block_out_channels=(32,),
-        down_block_types=("CrossAttnDownBlock2D",),
-        mid_block_type=None,
-        up_block_types=("UpBlock2D",),
-    )
+    unet = tiny.make_one_block_unet()
     for name in "ab":
         config = SVFitConfig(target=target)
         injection = inject(unet, config, name, trainable=False, show_progress=False)

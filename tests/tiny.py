@@ -41,6 +41,16 @@ def make_tiny_unet(seed: int = 0, **overrides: Any) -> UNet2DConditionModel:
     return _frozen(UNet2DConditionModel(**settings | overrides))
 
 
+def make_one_block_unet() -> UNet2DConditionModel:
+    """The smallest UNet with attention, which compiles in little time."""
+    return make_tiny_unet(
+        block_out_channels=(32,),
+        down_block_types=("CrossAttnDownBlock2D",),
+        mid_block_type=None,
+        up_block_types=("UpBlock2D",),
+    )
+
+
 def make_tiny_text_encoder(seed: int = 0) -> CLIPTextModel:
     """A CLIP text encoder of two layers, frozen, in eval mode."""
     torch.manual_seed(seed + 1)
