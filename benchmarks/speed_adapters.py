@@ -34,7 +34,6 @@ from benchmarks.speed_inference import random_adapter
 from benchmarks.speed_methods import SVFIT
 from benchmarks.speed_rows import make_row
 from svfit_diffusion import sigma_parameters
-from svfit_diffusion.basis import read_base
 from svfit_diffusion.injection import attention_layers, inject
 
 PLAIN_SVD = "plain float32 SVD, one after the other"
@@ -104,11 +103,11 @@ def _cold_load(device: str) -> tuple[float, float]:
     pipe = _pipeline(models)
     adapter = random_adapter(models, seed=0)
     cold = seconds_of(lambda: pipe.load_svfit_weights(adapter, show_progress=False), device)
-    matrices = read_base(models["unet"], attention_layers(models["unet"])).matrices.values()
+    layers = attention_layers(models["unet"]).values()
 
     def decompose() -> None:
-        for matrix in matrices:
-            torch.linalg.svd(matrix.float(), full_matrices=False)
+        for layer in layers:
+            torch.linalg.svd(layer.weight.float(), full_matrices=False)
 
     return cold, seconds_of(decompose, device)
 

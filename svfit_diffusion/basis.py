@@ -4,7 +4,8 @@ A basis belongs to one weight matrix, whatever model, file or precision it came 
 is addressed by content: `<cache>/<sha256 of the float16 weight>.safetensors`, full rank, vectors in
 float16. Their rounding changes a shift by 0.03 % and is part of what the basis is: every user of it
 gets the same. A file is written under a temporary name and moved into place, so processes may race
-for it, and is checked against its weight on every read, so a damaged or foreign one is recomputed.
+for it. It names its weight and holds a checksum, both checked on every read, so a damaged or
+foreign one is recomputed. Files are mapped, and in memory only as far as they are in use.
 """
 
 from __future__ import annotations
@@ -12,42 +13,45 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.constants import HF_HOME
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from svfit_diffusion import spectral
-from svfit_diffusion.files import write_safetensors
+from svfit_diffusion.files import map_safetensors, write_safetensors
 from svfit_diffusion.spectral import Basis
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = "svfit-basis-2"
-# Vectors rounded to float16 rebuild W to about 3e-4 of its norm; a damaged file misses by far more.
-_PROBE_TOLERANCE = 2e-3
+_FORMAT = "svfit-basis-3"
 _THREADS = 4
 """Hashing and reading wait for memory and disk, and leave Python's lock."""
 
 
 @dataclass(frozen=True)
 class BaseWeights:
-    """The weights of some layers of a base model, as their bases see them.
+    """The weights of some layers of a base model.
 
     Attributes:
-        matrices: float16 matrix `(out, in·∏kernel)` of each layer, by module path.
-        digests: SHA-256 of each, over shape and values.
+        weights: `(out, in, *kernel)` of each layer, by module path.
+        digests: SHA-256 of each, over the shape and values of its `matrix`.
     """
 
-    matrices: dict[str, Tensor]
+    weights: dict[str, Tensor]
     digests: dict[str, str]
+
+    def matrix(self, path: str) -> Tensor:
+        """A layer's weight as its basis sees it: `(out, in·∏kernel)`, float16."""
+        return spectral.canonical_weight(self.weights[path])
 
     def fingerprint(self, paths: Iterable[str] | None = None) -> str:
         """`fingerprint` of these layers."""
@@ -66,7 +70,7 @@ def cache_directory() -> Path:
 
 
 def read_base(model: nn.Module, paths: Iterable[str]) -> BaseWeights:
-    """Collect the float16 weights of `model`'s layers at `paths`.
+    """Collect the weights of `model`'s layers at `paths`, and hash them.
 
     bfloat16 keeps too few bits for a basis (12–17 % error of the shift, DESIGN section 3), so for a
     model loaded in it the weights are read again from the files it was loaded from.
@@ -80,10 +84,9 @@ def read_base(model: nn.Module, paths: Iterable[str]) -> BaseWeights:
     }
     if any(weight.dtype == torch.bfloat16 for weight in weights.values()):
         weights = _stored_weights(model, paths) or weights
-    matrices = {path: spectral.canonical_weight(weight) for path, weight in weights.items()}
-    with ThreadPoolExecutor(_THREADS) as threads:
-        digests = dict(zip(matrices, threads.map(_digest, matrices.values()), strict=True))
-    return BaseWeights(matrices, digests)
+    with _single_threads(_THREADS) as pool:
+        digests = dict(zip(weights, pool.map(_digest, weights.values()), strict=True))
+    return BaseWeights(weights, digests)
 
 
 def load_bases(
@@ -100,11 +103,9 @@ def load_bases(
         Bases by module path, vectors in float16; those from the cache are memory-mapped.
     """
     folder = cache_directory() if cache is None else cache
-    with ThreadPoolExecutor(_THREADS) as threads:
-        read = threads.map(
-            lambda p: _read(folder, base.digests[p], base.matrices[p]), base.matrices
-        )
-        found = dict(zip(base.matrices, read, strict=True))
+    with _single_threads(_THREADS) as pool:
+        read = pool.map(lambda path: _read(folder, base, path), base.weights)
+        found = dict(zip(base.weights, read, strict=True))
     missing = [path for path, basis in found.items() if basis is None]
     bases = {path: basis for path, basis in found.items() if basis is not None}
     computed = _compute(base, missing, folder)
@@ -121,32 +122,42 @@ def load_bases(
 def _compute(base: BaseWeights, paths: Sequence[str], folder: Path) -> Iterator[Basis]:
     """The bases of some layers in their order, vectors in float16; each is cached as it comes.
 
-    On a CPU as many at a time as there are threads, with one each: solvers scale poorly. The number
-    of threads is a setting of the calling thread.
+    On a CPU as many at a time as there are threads: solvers scale poorly.
     """
 
     def compute(path: str) -> Basis:
-        matrix = base.matrices[path]
-        basis = spectral.singular_basis(matrix).to(matrix.device, torch.float16)
+        weight = base.weights[path]
+        basis = spectral.singular_basis(base.matrix(path)).to(weight.device, torch.float16)
         _write(folder, base.digests[path], basis)
-        return basis
+        # From the file, as later: it need not stay in memory.
+        return _read(folder, base, path) or basis
 
-    on_cpu = all(base.matrices[path].device.type == "cpu" for path in paths)
+    on_cpu = all(base.weights[path].device.type == "cpu" for path in paths)
     workers = torch.get_num_threads() if on_cpu else 1
     if workers == 1:
         yield from map(compute, paths)
         return
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            yield from pool.map(compute, paths)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with _single_threads(workers) as pool:
+        yield from pool.map(compute, paths)
 
 
-def _digest(matrix: Tensor) -> str:
-    content = matrix.cpu().contiguous()
-    digest = hashlib.sha256(str(tuple(content.shape)).encode())
-    digest.update(content.numpy().data)
+@contextmanager
+def _single_threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Workers that compute with one thread each."""
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        # The setting is the worker's own, but threads started later would take it over.
+        torch.set_num_threads(threads)
+
+
+def _digest(weight: Tensor) -> str:
+    matrix = spectral.canonical_weight(weight).cpu().contiguous()
+    digest = hashlib.sha256(str(tuple(matrix.shape)).encode())
+    digest.update(matrix.numpy().data)
     return digest.hexdigest()
 
 
@@ -154,59 +165,53 @@ def _file(folder: Path, digest: str) -> Path:
     return folder / f"{digest}.safetensors"
 
 
-def _read(folder: Path, digest: str, matrix: Tensor) -> Basis | None:
-    """The cached basis of `matrix`, or None where there is none that can be trusted."""
-    path = _file(folder, digest)
-    if not path.is_file():
+def _read(folder: Path, base: BaseWeights, path: str) -> Basis | None:
+    """The cached basis of a layer, or None where there is none that can be trusted."""
+    digest = base.digests[path]
+    file = _file(folder, digest)
+    if not file.is_file():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("format") != _FORMAT:
-                raise ValueError("not a basis file of this version")
-            basis = Basis(*(file.get_tensor(name) for name in ("u", "v", "sigma")))
-        _verify(basis, matrix)
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        # RuntimeError: torch's memory map found the file gone, another process having removed it.
-        logger.warning("Recomputing singular values: cache file %s is unusable (%s)", path, error)
+        mapped = map_safetensors(file)
+        if mapped.metadata.get("format") != _FORMAT:
+            raise ValueError("not a basis file of this version")
+        if set(mapped.tensors) != {"u", "v", "sigma"}:
+            raise ValueError("not the tensors expected")
+        basis = Basis(**mapped.tensors, file=mapped)
+        if mapped.metadata.get("weight") != digest or not _fits(basis, base.weights[path]):
+            raise ValueError("of another weight")
+        if mapped.metadata.get("checksum") != _checksum(basis):
+            raise ValueError("the checksum is wrong")
+    except (OSError, ValueError) as error:
+        logger.warning("Recomputing singular values: cache file %s is unusable (%s)", file, error)
         return None
+    basis.release()
     return basis
 
 
-def _verify(basis: Basis, matrix: Tensor) -> None:
-    """Raise ValueError unless `basis` is an SVD of `matrix`, tried on random vectors."""
-    d_out, d_in = matrix.shape
+def _fits(basis: Basis, weight: Tensor) -> bool:
+    """Whether shapes and types are those of a full-rank basis of `weight`."""
+    d_out, d_in = spectral.as_matrix(weight).shape
     rank = min(d_out, d_in)
-    u, v, sigma = basis.u, basis.v, basis.sigma
-    if (u.shape, v.shape, sigma.shape) != ((rank, d_out), (rank, d_in), (rank,)):
-        raise ValueError("shapes differ from the weight's")
-    if not u.dtype == v.dtype == torch.float16 or sigma.dtype != torch.float32:
-        raise ValueError("not of the types expected")
-    u, v = u.float(), v.float()
-    generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(d_in, generator=generator)
-    weights = torch.randn(rank, generator=generator)
-    # Two vectors at a time: the time goes into reading u and v.
-    from_probe, from_v = (v @ torch.stack([probe, v.mT @ weights], 1)).unbind(1)
-    product, from_weights = (u.mT @ torch.stack([sigma * from_probe, weights], 1)).unbind(1)
-    rebuilt = {
-        "U diag(σ) Vᵀ is not the weight": (product, matrix.cpu().float() @ probe),
-        # Vectors of small singular values do not show above, but δ multiplies them like all others.
-        "U is not orthonormal": (u @ from_weights, weights),
-        "V is not orthonormal": (from_v, weights),
-    }
-    for problem, (actual, expected) in rebuilt.items():
-        # Negated so that NaN fails.
-        if not torch.dist(actual, expected) <= _PROBE_TOLERANCE * expected.norm():
-            raise ValueError(problem)
-    if (sigma.diff() > 0).any():
-        raise ValueError("singular values are not in descending order")
+    actual = [(tuple(t.shape), t.dtype) for t in (basis.u, basis.v, basis.sigma)]
+    half = torch.float16
+    return actual == [((rank, d_out), half), ((rank, d_in), half), ((rank,), torch.float32)]
+
+
+def _checksum(basis: Basis) -> str:
+    """CRC-32 of everything in a basis: against damage, not against ill will."""
+    checksum = 0
+    for tensor in (basis.u, basis.v, basis.sigma):
+        checksum = zlib.crc32(tensor.cpu().contiguous().numpy().data, checksum)
+    return f"{checksum:08x}"
 
 
 def _write(folder: Path, digest: str, basis: Basis) -> None:
     tensors = {"u": basis.u, "v": basis.v, "sigma": basis.sigma}
+    header = {"format": _FORMAT, "weight": digest, "checksum": _checksum(basis)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_safetensors(_file(folder, digest), tensors, {"format": _FORMAT})
+        write_safetensors(_file(folder, digest), tensors, header)
     except OSError as error:
         logger.warning("Singular values could not be cached in %s: %s", folder, error)
 

@@ -307,6 +307,7 @@ class Injection:
             self._mixing = False
             for projection in projections:
                 projection.stand_in = None
+                projection.basis.release()
 
     def sigma_parameters(self, adapter_name: str) -> Iterator[tuple[str, nn.Parameter]]:
         """The shifts `δ = σ − σ⁰` of an adapter, `(r,)` float32, by module path.

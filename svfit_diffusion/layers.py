@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from svfit_diffusion import spectral
 from svfit_diffusion.errors import StateError
 from svfit_diffusion.linear import factored_linear, merged_linear
-from svfit_diffusion.spectral import Basis
+from svfit_diffusion.spectral import Basis, OneSidedBasis
 
 SHIFTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Layer types whose singular values can be shifted."""
@@ -45,7 +45,7 @@ class ShiftedProjection:
         self.stand_in: Callable[[Tensor], Tensor] | None = None
         self._active: list[tuple[float, Tensor]] = []
         self._held: Tensor | None = None
-        self._merged: tuple[Tensor, Tensor] | None = None
+        self._one_sided: OneSidedBasis | None = None
         self._place = (layer.weight.device, layer.weight.dtype)
 
     def add(self, adapter_name: str, delta: nn.Parameter) -> None:
@@ -68,15 +68,18 @@ class ShiftedProjection:
 
     def refresh(self) -> None:
         """Follow a change of a frozen δ, of `requires_grad` or of the layer's weight."""
-        self._held = self._merged = None
+        self._held = self._one_sided = None
         if not self._active:
             return
         weight = self.layer.weight
         self._place = (weight.device, weight.dtype)
-        self.basis = self.basis.to(weight.device)
-        if not any(delta.requires_grad for _, delta in self._active):
+        if any(delta.requires_grad for _, delta in self._active):
+            if isinstance(self.layer, nn.Linear):
+                self._one_sided = spectral.one_sided(self.basis).to(weight.device)
+        else:
             with torch.no_grad():
                 self._held = self.effective_weight()
+            self.basis.release()
 
     def shift(self) -> Tensor:
         """The combined shift `(r,)` of the active adapters, float32, on the layer's device."""
@@ -87,7 +90,7 @@ class ShiftedProjection:
         """`W'` in the weight's shape and dtype; the weight itself with no adapter active."""
         if not self._active:
             return self.layer.weight
-        return spectral.shifted_weight(self.layer.weight, self.basis, self.shift())
+        return spectral.shifted_weight(self.layer.weight, self._basis_here(), self.shift())
 
     def __call__(self, x: Tensor) -> Tensor:
         """`W' x + b`, shaped as the layer would."""
@@ -105,32 +108,27 @@ class ShiftedProjection:
         if self._held is not None:
             return self.project(x, self._held, self.layer.bias)
         delta, merges = self.shift(), self._merges(x)
-        if isinstance(self.layer, nn.Linear):
+        if self._one_sided is not None:
             bias = self.layer.bias
             if merges:
-                return merged_linear(x, self._merged_weight(delta), bias, self.basis, delta)
-            return factored_linear(x, weight, bias, self.basis, delta)
+                return merged_linear(x, weight, bias, self._basis_here(), delta)
+            return factored_linear(x, weight, bias, self._one_sided, delta)
+        basis = self._basis_here()
         if merges:
-            merged = spectral.shifted_weight(weight, self.basis, delta)
+            merged = spectral.shifted_weight(weight, basis, delta)
             return self.project(x, merged, self.layer.bias)
-        change = spectral.factored_shift(self.project, x, self.basis, delta, weight.shape[1:])
+        change = spectral.factored_shift(self.project, x, basis, delta, weight.shape[1:])
         return self.project(x, weight, self.layer.bias) + change
 
-    @torch.no_grad()
-    def _merged_weight(self, delta: Tensor) -> Tensor:
-        """`W'` of a live shift, built once per value: not again for the next micro-batch, nor when
-        a checkpointed block is computed a second time.
+    def _basis_here(self) -> Basis:
+        """The basis on the layer's device, where it stays from then on."""
+        if self.basis.u.device != self.layer.weight.device:
+            self._move_basis()
+        return self.basis
 
-        Values are compared, since some optimizers write to δ behind autograd's back; that would
-        wait for a GPU, where building costs little.
-        """
-        weight = self.layer.weight
-        if delta.device.type != "cpu" or torch.compiler.is_compiling():
-            return spectral.shifted_weight(weight, self.basis, delta)
-        if self._merged is None or not torch.equal(self._merged[0], delta):
-            self._merged = None  # before the next one is made
-            self._merged = (delta.clone(), spectral.shifted_weight(weight, self.basis, delta))
-        return self._merged[1]
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _move_basis(self) -> None:
+        self.basis = self.basis.to(self.layer.weight.device)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _refresh_after_move(self) -> None:

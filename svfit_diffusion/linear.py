@@ -1,7 +1,8 @@
 """Linear maps with shifted singular values: forward and backward passes that keep the least.
 
 Both ways compute `y = (W + U diag(δ) Vᵀ) x + b` (SVFit, arXiv 2409.05926, section 3) and the
-gradients in `x` and `δ`; autograd would keep float32 copies of the basis and more than it needs.
+gradients in `x` and `δ`. Beside frozen tensors they keep `x` alone, which neighbouring layers keep
+as well, or something smaller; autograd would keep float32 copies of the basis and every product.
 `spectral.merging_is_cheaper` tells which way costs less.
 """
 
@@ -14,17 +15,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+from svfit_diffusion import spectral
 from svfit_diffusion.products import multiply, multiply_transposed
-from svfit_diffusion.spectral import Basis
+from svfit_diffusion.spectral import Basis, OneSidedBasis
 
 
 def factored_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, basis: Basis, delta: Tensor
+    x: Tensor, weight: Tensor, bias: Tensor | None, basis: OneSidedBasis, delta: Tensor
 ) -> Tensor:
-    """`W x + b + U(δ ⊙ Vᵀx)`; keeps `z = Vᵀx` for the backward pass.
+    """`W (x + V(δ/σ ⊙ Vᵀx)) + b`, or `W x + U(δ/σ ⊙ UᵀW x) + b` if outputs are the shorter side.
 
-    `δ` multiplies in float32, so its gradient `Σ (g·uᵢ) zᵢ` is summed in float32 under half
-    precision too. Equal to the frozen layer to the last bit at `δ = 0`.
+    Triplets of small σ are added as `U(δ ⊙ Vᵀx)`. `δ` multiplies in float32, so its gradient is
+    summed in float32 under half precision too. Equal to the frozen layer to the last bit at
+    `δ = 0`.
 
     Args:
         x: `(…, d_in)`.
@@ -33,42 +36,155 @@ def factored_linear(
         basis: at least `delta.numel()` triplets; its vectors are cast to the layer's precision.
         delta: `(r,)` float32.
     """
-    return _in_one_precision(_Factored, x, delta, weight, bias, basis)
+    basis = basis.truncated(delta.numel())
+    function = _FromInput if basis.of_input else _FromOutput
+    vectors = basis.near, basis.far, basis.inverse
+    return _in_one_precision(function, x, delta, weight, bias, *vectors)
 
 
 def merged_linear(
-    x: Tensor, merged: Tensor, bias: Tensor | None, basis: Basis, delta: Tensor
+    x: Tensor, weight: Tensor, bias: Tensor | None, basis: Basis, delta: Tensor
 ) -> Tensor:
-    """`W' x + b` with a `W'` built before from this very `delta`; keeps `x` and `W'`.
+    """`W' x + b` with `W' = W + U diag(δ) Vᵀ`, which is built for either direction and not kept.
 
     The gradient is `∂L/∂δᵢ = uᵢᵀ G vᵢ` with `G = gᵀx`.
 
     Args:
         x: `(…, d_in)`.
-        merged: `W' = W + U diag(δ) Vᵀ`, `(d_out, d_in)`.
+        weight: `(d_out, d_in)`, frozen.
         bias: `(d_out,)`, frozen.
         basis: at least `delta.numel()` triplets.
         delta: `(r,)` float32.
     """
-    return _in_one_precision(_Merged, x, delta, merged, bias, basis)
+    basis = basis.truncated(delta.numel())
+    return _in_one_precision(_Merged, x, delta, weight, bias, basis.u, basis.v, basis.sigma)
 
 
 def _in_one_precision(
-    function: Any, x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor | None, basis: Basis
+    function: Any, x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor | None, *basis: Tensor
 ) -> Tensor:
     """Apply an autograd function with the casts that autocast would make of a linear layer."""
-    basis = basis.truncated(delta.numel())
     device = x.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     with torch.autocast(device, enabled=False):
-        y: Tensor = function.apply(x, delta, weight, bias, basis.u, basis.v)
+        y: Tensor = function.apply(x, delta, weight, bias, *basis)
     return y
 
 
-class _Factored(torch.autograd.Function):
+class _FromInput(torch.autograd.Function):
+    """Factored, with the vectors on the side of the inputs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        delta: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        near: Tensor,
+        far: Tensor,
+        inverse: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(x, delta, weight, near, far, inverse)
+        near = near.to(x.dtype)
+        z = multiply_transposed(_rows(x), near)
+        moved, rest = _spread(x, z * (delta * inverse), near, far)
+        y = linear(moved, weight, bias)
+        return y if rest is None else y.add_(rest.view_as(y))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, delta, weight, near, far, inverse = ctx.saved_tensors
+        near = near.to(x.dtype)
+        g = _rows(gradient)
+        gx = multiply(g, weight)
+        gz = _gather(gx, g, near, far)
+        delta_gradient = _summed(gz, multiply_transposed(_rows(x), near), inverse)
+        if not ctx.needs_input_grad[0]:
+            return None, delta_gradient, *[None] * 5
+        gx += multiply((gz * (delta * inverse)).to(gx.dtype), near)
+        return gx.view_as(x), delta_gradient, *[None] * 5
+
+
+class _FromOutput(torch.autograd.Function):
+    """Factored, with the vectors on the side of the outputs; passes change their parts."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        delta: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        near: Tensor,
+        far: Tensor,
+        inverse: Tensor,
+    ) -> Tensor:
+        near_vectors = near.to(x.dtype)
+        # The frozen layer's own product: the same bits wherever the shift is zero.
+        y = linear(x, weight, bias)
+        unbiased = _rows(y if bias is None else y - bias)
+        z = _gather(unbiased, _rows(x), near_vectors, far)
+        ctx.save_for_backward(z, delta, weight, near, far, inverse)
+        return y.add_(multiply((z * (delta * inverse)).to(y.dtype), near_vectors).view_as(y))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        z, delta, weight, near, far, inverse = ctx.saved_tensors
+        near = near.to(z.dtype)
+        gz = multiply_transposed(_rows(gradient), near)
+        delta_gradient = _summed(gz, z, inverse)
+        if not ctx.needs_input_grad[0]:
+            return None, delta_gradient, *[None] * 5
+        moved, rest = _spread(gradient, gz * (delta * inverse), near, far)
+        gx = multiply(_rows(moved), weight)
+        if rest is not None:
+            gx += rest
+        return gx.view(*gradient.shape[:-1], -1), delta_gradient, *[None] * 5
+
+
+def _rows(t: Tensor) -> Tensor:
+    return t.reshape(-1, t.shape[-1])
+
+
+def _gather(near_side: Tensor, far_side: Tensor, near: Tensor, far: Tensor) -> Tensor:
+    """Coefficients `(N, r)` of triplets: of the head by the shorter side, of the tail by the other.
+
+    The scale of the head's is that of σ times the coefficients by the other side.
+    """
+    head = len(near) - len(far)
+    parts = []
+    if head:
+        parts.append(multiply_transposed(near_side, near[:head]))
+    if len(far):
+        parts.append(multiply_transposed(far_side, far.to(far_side.dtype)))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _spread(
+    near_side: Tensor, coefficients: Tensor, near: Tensor, far: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """`near_side` plus the head's vectors, and what the tail's add on the other side, if any."""
+    head = len(near) - len(far)
+    coefficients = coefficients.to(near_side.dtype)
+    if head:
+        near_side = near_side + multiply(coefficients[:, :head], near[:head]).view_as(near_side)
+    rest = multiply(coefficients[:, head:], far.to(near_side.dtype)) if len(far) else None
+    return near_side, rest
+
+
+def _summed(gz: Tensor, z: Tensor, inverse: Tensor) -> Tensor:
+    """The gradient in δ: `Σ_n gz z`, by columns, in float32 at least; the head's over σ."""
+    precise = inverse.dtype
+    return torch.linalg.vecdot(gz.to(precise), z.to(precise), dim=0) * inverse
+
+
+class _Merged(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -78,52 +194,22 @@ class _Factored(torch.autograd.Function):
         bias: Tensor | None,
         u: Tensor,
         v: Tensor,
+        sigma: Tensor,
     ) -> Tensor:
-        tokens = x.reshape(-1, x.shape[-1])
-        z = multiply_transposed(tokens, v.to(x.dtype))
-        ctx.save_for_backward(z, delta, weight, u, v)
-        scaled = (z * delta).to(z.dtype)
-        # The frozen layer's own product: the same bits wherever the shift is zero.
-        y = linear(x, weight, bias)
-        return y.add_(multiply(scaled, u.to(x.dtype)).view_as(y))
+        ctx.save_for_backward(x, delta, weight, u, v, sigma)
+        return linear(x, spectral.shifted_weight(weight, Basis(u, v, sigma), delta), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        z, delta, weight, u, v = ctx.saved_tensors
-        g = gradient.reshape(-1, gradient.shape[-1])
-        gz = multiply_transposed(g, u.to(g.dtype))
-        delta_gradient = torch.linalg.vecdot(gz.to(delta.dtype), z.to(delta.dtype), dim=0)
-        if not ctx.needs_input_grad[0]:
-            return None, delta_gradient, None, None, None, None
-        gx = multiply(g, weight)
-        gx += multiply((gz * delta).to(g.dtype), v.to(g.dtype))
-        shape = (*gradient.shape[:-1], weight.shape[1])
-        return gx.view(shape), delta_gradient, None, None, None, None
-
-
-class _Merged(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        delta: Tensor,
-        merged: Tensor,
-        bias: Tensor | None,
-        u: Tensor,
-        v: Tensor,
-    ) -> Tensor:
-        ctx.save_for_backward(x, delta, merged, u, v)
-        return linear(x, merged, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, delta, merged, u, v = ctx.saved_tensors
-        g = gradient.reshape(-1, gradient.shape[-1])
-        outer = multiply(g.mT, x.reshape(-1, x.shape[-1])).to(delta.dtype)
+        x, delta, weight, u, v, sigma = ctx.saved_tensors
+        g = _rows(gradient)
+        outer = multiply(g.mT, _rows(x)).to(delta.dtype)
         rotated = multiply(u.to(delta.dtype), outer)
         delta_gradient = torch.linalg.vecdot(rotated, v.to(delta.dtype))
-        if not ctx.needs_input_grad[0]:
-            return None, delta_gradient, None, None, None, None
-        return multiply(g, merged).view_as(x), delta_gradient, None, None, None, None
+        gx = None
+        if ctx.needs_input_grad[0]:
+            # Built again and not kept: the W' of all layers take as much memory as their weights.
+            merged = spectral.shifted_weight(weight, Basis(u, v, sigma), delta)
+            gx = multiply(g, merged).view_as(x)
+        return gx, delta_gradient, *[None] * 5

@@ -17,11 +17,19 @@ import torch
 from torch import Tensor
 
 from svfit_diffusion.errors import BasisError, ConfigError
+from svfit_diffusion.files import MappedFile
 from svfit_diffusion.products import multiply
 
 _TAIL = 1e-3
 _RANK_DEFICIENT = 1e-7
 """Shares of the largest singular value; `singular_basis` tells what for."""
+
+_ONE_SIDED_TAIL = 0.1
+"""Share of the root mean square of σ up to which both vectors of a triplet are kept. Shifts are off
+by 6e-4 then, twice what rounding all vectors to float16 costs anyway (`benchmarks/NOTES.md`).
+"""
+_WORTH_ONE_SIDE = 2**17
+"""Numbers in a weight from which on one side of its basis is done without."""
 
 Rank = int | float
 """A number of singular values (int ≥ 1), or the share of spectral energy to keep (float ≤ 1)."""
@@ -37,11 +45,13 @@ class Basis:
             stored, keeps one basis for all precisions of the base.
         v: right vectors, `(r, d_in)`, `d_in` with the kernel flattened in.
         sigma: singular values, `(r,)`, descending, float32.
+        file: what the vectors are mapped from, if they are.
     """
 
     u: Tensor
     v: Tensor
     sigma: Tensor
+    file: MappedFile | None = None
 
     @property
     def rank(self) -> int:
@@ -51,12 +61,72 @@ class Basis:
     def truncated(self, rank: int) -> Basis:
         """The `rank` leading triplets, as views."""
         assert 0 < rank <= self.rank
-        return Basis(self.u[:rank], self.v[:rank], self.sigma[:rank])
+        return Basis(self.u[:rank], self.v[:rank], self.sigma[:rank], self.file)
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Basis:
         """The same basis with its vectors on `device`, in `dtype` if given; σ stays float32."""
         dtype = dtype or self.u.dtype
+        if (self.u.device, self.u.dtype) == (device, dtype):
+            return self
         return Basis(self.u.to(device, dtype), self.v.to(device, dtype), self.sigma.to(device))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copies and pickles hold the vectors themselves, not the file.
+        return Basis, (self.u, self.v, self.sigma)
+
+    def release(self) -> None:
+        """Take vectors that are mapped from a file out of memory, until they are used again."""
+        if self.file is not None:
+            self.file.release()
+
+
+@dataclass(frozen=True)
+class OneSidedBasis:
+    """A basis with the vectors of its shorter side alone, as far as the weight gives the other.
+
+    Since `W vᵢ = σᵢ uᵢ` and `Wᵀuᵢ = σᵢ vᵢ`, the shift is `U diag(δ) Vᵀ = W V diag(δ/σ) Vᵀ`, or
+    `U diag(δ/σ) Uᵀ W`. The rounding errors of a vector thus grow by σ_rms/σᵢ; so where σᵢ is small,
+    in the tail, both vectors are kept.
+
+    Attributes:
+        near: `(r, min(d_in, d_out))`: right vectors if `of_input`, else left ones.
+        far: `(r − head, max(d_in, d_out))`: those of the tail on the other side.
+        inverse: `(r,)` float32: 1/σ in the head, 1 in the tail.
+        of_input: whether the inputs are the shorter side; so it is if both are alike.
+    """
+
+    near: Tensor
+    far: Tensor
+    inverse: Tensor
+    of_input: bool
+
+    @property
+    def head(self) -> int:
+        """Number of leading triplets with one vector."""
+        return len(self.near) - len(self.far)
+
+    def truncated(self, rank: int) -> OneSidedBasis:
+        """The `rank` leading triplets, as views."""
+        far = self.far[: max(rank - self.head, 0)]
+        return OneSidedBasis(self.near[:rank], far, self.inverse[:rank], self.of_input)
+
+    def to(self, device: torch.device) -> OneSidedBasis:
+        """The same on `device`."""
+        near, far, inverse = (t.to(device) for t in (self.near, self.far, self.inverse))
+        return OneSidedBasis(near, far, inverse, self.of_input)
+
+
+def one_sided(basis: Basis) -> OneSidedBasis:
+    """The shorter side of a basis, as views; small matrices, where it saves little, keep both."""
+    d_out, d_in = basis.u.shape[1], basis.v.shape[1]
+    of_input = d_in <= d_out
+    head = 0
+    if d_in * d_out >= _WORTH_ONE_SIDE:
+        tail_begins = _ONE_SIDED_TAIL * basis.sigma.square().mean().sqrt()
+        head = int((basis.sigma > tail_begins).sum())
+    near, far = (basis.v, basis.u) if of_input else (basis.u, basis.v)
+    inverse = torch.cat([1 / basis.sigma[:head], torch.ones_like(basis.sigma[head:])])
+    return OneSidedBasis(near, far[head:], inverse, of_input)
 
 
 def as_matrix(weight: Tensor) -> Tensor:
@@ -202,9 +272,9 @@ def shift_matrix(basis: Basis, delta: Tensor) -> Tensor:
     basis = basis.truncated(delta.numel())
     # Products of float32 inputs would be rounded to half precision inside an autocast region.
     with torch.autocast(delta.device.type, enabled=False):
-        # Cast and laid out in one pass: a product reads rows.
+        # Cast and laid out in one pass, cast and scaled in another: a product reads rows.
         u = basis.u.mT.to(torch.float32, memory_format=torch.contiguous_format)
-        return multiply(u * delta.float(), basis.v.float())
+        return multiply(u, (basis.v * delta.float()[:, None]).float())
 
 
 def shifted_weight(weight: Tensor, basis: Basis, delta: Tensor) -> Tensor:
@@ -217,17 +287,17 @@ def shifted_weight(weight: Tensor, basis: Basis, delta: Tensor) -> Tensor:
 def merging_is_cheaper(tokens: int, d_out: int, d_in: int, rank: int) -> bool:
     """Whether one training step costs less through `W'` than through the factors.
 
-    Counts the multiply-adds that forward and backward add to the frozen layer:
+    Counts the multiply-adds that forward and backward add to the frozen layer, in `linear.py`:
 
-    - factored, `Wx + U(δ ⊙ Vᵀx)`: `2 N r (d_in + d_out)`;
-    - merged, `(W + U diag(δ) Vᵀ) x`: `N d_in d_out` for `G = gᵀx` and `2 r d_in d_out` for
-      building `W'` and projecting `G` back on the basis.
+    - factored: `5 N r min(d_in, d_out)`, two products forward, one again and two more backward;
+    - merged: `N d_in d_out` for `G = gᵀx` and `3 r d_in d_out` for building `W'` twice and
+      projecting `G` back on the basis.
 
     Args:
         tokens: N, the number of vectors that pass through the projection (batch × positions).
     """
-    factored = 2 * tokens * rank * (d_in + d_out)
-    merged = (tokens + 2 * rank) * d_in * d_out
+    factored = 5 * tokens * rank * min(d_in, d_out)
+    merged = (tokens + 3 * rank) * d_in * d_out
     return merged < factored
 
 

@@ -50,8 +50,13 @@ def fill(page: Any, element: str, value: float) -> None:
     field = page.locator(f"#{element} input[type=number]")
     if not field.is_visible():
         settings.get_by_role("button", name="Settings").click()
-    field.fill(str(value))
-    field.press("Tab")
+    # Just unfolded, a field may get its first value once more, faster than people type.
+    for _ in range(20):
+        field.fill(str(value))
+        field.press("Tab")
+        page.wait_for_timeout(100)
+        if field.input_value() == str(value):
+            break
 
 
 def add_adapter(page: Any, name: str) -> Any:

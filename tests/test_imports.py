@@ -12,8 +12,8 @@ PACKAGE = Path(svfit_diffusion.__file__).parent
 # From the bottom up: a module may import from groups before its own, and from nothing else of
 # this package. Keep this list when you add a module.
 GROUPS = [
-    {"errors", "version", "products"},
-    {"files", "spectral", "budget"},
+    {"errors", "version", "products", "files"},
+    {"spectral", "budget"},
     {"linear"},
     {"layers", "basis"},
     {"attention", "mixing", "config", "checkpoint"},

@@ -15,12 +15,17 @@ from svfit_diffusion.layers import ShiftedProjection
 X = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1))
 
 
-def live(*, dtype: torch.dtype = torch.float32) -> ShiftedProjection:
+def live(*, d_out: int = 12, bias: bool = True, rank: int | None = None) -> ShiftedProjection:
+    """A layer of 16 inputs, of a weight with small singular values and one that vanishes."""
     torch.manual_seed(0)
-    layer = nn.Linear(16, 12).requires_grad_(False)
-    basis = spectral.singular_basis(layer.weight)
-    projection = ShiftedProjection(layer.to(dtype), basis)
-    projection.add("a", nn.Parameter(torch.linspace(-0.3, 0.4, 12)))
+    layer = nn.Linear(16, d_out, bias=bias).requires_grad_(False)
+    u, _, vh = torch.linalg.svd(layer.weight.double(), full_matrices=False)
+    sigma = torch.logspace(0, -4, min(16, d_out), dtype=torch.float64)
+    sigma[-1] = 0
+    layer.weight.copy_((u * sigma) @ vh)
+    projection = ShiftedProjection(layer, spectral.singular_basis(layer.weight))
+    values = torch.linspace(-0.3, 0.4, rank or len(sigma))
+    projection.add("a", nn.Parameter(values))
     projection.activate({"a": 1.0})
     return projection
 
@@ -31,35 +36,27 @@ def merged(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
     return bool(request.param)
 
 
+@pytest.fixture
+def one_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shorter side of a basis alone, for small matrices too."""
+    monkeypatch.setattr(spectral, "_WORTH_ONE_SIDE", 0)
+
+
+def basis_of(projection: ShiftedProjection) -> tuple[torch.Tensor, ...]:
+    return projection.basis.u, projection.basis.v, projection.basis.sigma
+
+
 def gradient(projection: ShiftedProjection, y: torch.Tensor) -> torch.Tensor:
     return torch.autograd.grad(y.float().square().sum(), projection.deltas["a"])[0]
 
 
-def count_builds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A list that grows by one whenever `W'` is built."""
-    builds: list[int] = []
-    build = spectral.shifted_weight
-
-    def counting(*arguments: Any) -> torch.Tensor:
-        builds.append(1)
-        return build(*arguments)
-
-    monkeypatch.setattr(spectral, "shifted_weight", counting)
-    return builds
-
-
+@pytest.mark.usefixtures("merged")
 @pytest.mark.parametrize("write", ["step", "data", "numpy"])
-def test_a_merged_weight_serves_until_the_shift_changes(
-    write: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(spectral, "merging_is_cheaper", lambda *_: True)
-    builds = count_builds(monkeypatch)
+def test_every_call_follows_the_shift(write: str) -> None:
     projection = live()
     delta = projection.deltas["a"]
-    for _ in range(3):  # micro-batches of one optimizer step
-        projection(X).sum().backward()
-    assert len(builds) == 1
     before = projection(X)
+    before.sum().backward()
     if write == "step":
         torch.optim.SGD([delta], lr=0.1).step()
     elif write == "data":  # as Prodigy does, unseen by autograd
@@ -67,20 +64,15 @@ def test_a_merged_weight_serves_until_the_shift_changes(
     else:  # as custom kernels do
         delta.detach().numpy()[:] += 0.1
     assert not torch.equal(projection(X), before)
-    assert len(builds) == 2
 
 
-def test_a_merged_weight_serves_a_checkpointed_block_twice(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(spectral, "merging_is_cheaper", lambda *_: True)
-    builds = count_builds(monkeypatch)
+@pytest.mark.usefixtures("merged")
+def test_a_checkpointed_block_gives_the_same_gradients() -> None:
     projection = live()
     x = X.clone().requires_grad_()
     expected = gradient(projection, projection(x))
     y: Any = checkpoint(projection, x, use_reentrant=False)
     assert torch.equal(gradient(projection, y), expected)
-    assert len(builds) == 1
 
 
 @pytest.mark.usefixtures("merged")
@@ -97,8 +89,9 @@ def test_autocast_casts_as_it_does_for_a_linear_layer() -> None:
     )
 
 
-def test_only_what_the_gradients_need_is_kept(merged: bool) -> None:
-    projection = live()
+@pytest.mark.parametrize("d_out", [12, 16, 20])
+def test_only_what_the_gradients_need_is_kept(merged: bool, d_out: int) -> None:
+    projection = live(d_out=d_out)
     kept: list[torch.Tensor] = []
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -108,16 +101,18 @@ def test_only_what_the_gradients_need_is_kept(merged: bool) -> None:
     x = X.clone().requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         projection(x)
-    own = {id(projection.layer.weight), id(projection.basis.u), id(projection.basis.v)}
-    new = {t.data_ptr(): t.numel() for t in kept if id(t) not in own}
-    tokens = X[..., 0].numel()
-    rank = projection.deltas["a"].numel()
-    # Beside δ and views of the basis: x and W', or z = Vᵀx.
-    extra = x.numel() + projection.layer.weight.numel() if merged else tokens * rank
-    views = projection.basis.u.numel() + projection.basis.v.numel()
-    assert sum(new.values()) <= extra + rank + views + projection.layer.weight.numel() * (
-        not merged
-    )
+    frozen = {
+        t.untyped_storage().data_ptr() for t in (projection.layer.weight, *basis_of(projection))
+    }
+    new = [t for t in kept if t.untyped_storage().data_ptr() not in frozen]
+    own = projection.deltas["a"].numel() * (2 - merged)  # δ, and 1/σ
+    others = sum(t.numel() for t in new) - own
+    # The input itself, or where outputs are the shorter side their coefficients.
+    if merged or d_out >= 16:
+        assert any(t is x or t.data_ptr() == x.data_ptr() for t in new)
+        assert others == x.numel()
+    else:
+        assert others == X[..., 0].numel() * d_out
 
 
 @pytest.mark.usefixtures("merged")
@@ -145,3 +140,63 @@ def test_the_detour_through_convolutions_gives_the_same_gradients(
     for plain, through in zip(*results, strict=True):
         # Sums in another order: a few units in the last place of numbers up to 1e2.
         torch.testing.assert_close(through, plain, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.usefixtures("one_side")
+@pytest.mark.parametrize("merged", [False], indirect=True)
+@pytest.mark.parametrize("rank", [1, 5, None])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("d_out", [12, 16, 20])
+def test_one_side_of_the_basis_gives_the_exact_shift(
+    merged: bool, d_out: int, bias: bool, rank: int | None
+) -> None:
+    projection = live(d_out=d_out, bias=bias, rank=rank)
+    basis = spectral.one_sided(projection.basis)
+    assert 1 < basis.head < projection.basis.rank - 1  # both kinds of triplets
+    x = X.clone().requires_grad_()
+    delta = projection.deltas["a"]
+    y = projection(x)
+    actual = (y, *torch.autograd.grad(y.square().sum(), (x, delta)))
+
+    exact_x, exact_delta = x.detach().double().requires_grad_(), delta.detach().double()
+    exact_delta.requires_grad_()
+    u, v = (t[: len(delta)].double() for t in basis_of(projection)[:2])
+    weight = projection.layer.weight.double() + (u.mT * exact_delta) @ v
+    exact_y = exact_x @ weight.mT + (projection.layer.bias.double() if bias else 0)
+    exact = (exact_y, *torch.autograd.grad(exact_y.square().sum(), (exact_x, exact_delta)))
+    for ours, oracle in zip(actual, exact, strict=True):
+        # Rounding errors of float32 grow by σ_rms/σ, at most tenfold.
+        torch.testing.assert_close(ours.double(), oracle, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("one_side", "merged")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("d_out", [12, 16, 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_without_a_shift_the_layer_answers_to_the_last_bit(
+    dtype: torch.dtype, d_out: int, bias: bool
+) -> None:
+    projection = live(d_out=d_out, bias=bias)
+    projection.layer.to(dtype)
+    projection.deltas["a"].data.zero_()
+    x = X.to(dtype)
+    assert torch.equal(projection(x), projection.layer(x))
+    across = x.transpose(0, 1)  # which a linear layer computes in another way
+    assert torch.equal(projection(across), projection.layer(across))
+
+
+def test_rounding_one_side_costs_little_more_than_rounding_both() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(512, 512).requires_grad_(False)
+    exact = spectral.singular_basis(layer.weight)
+    delta = torch.randn(512)
+    wanted = spectral.shift_matrix(exact, delta)
+    projection = ShiftedProjection(layer, exact.to(exact.u.device, torch.float16))
+    projection.add("a", nn.Parameter(delta))
+    projection.activate({"a": 1.0})
+    assert spectral.one_sided(projection.basis).head > 450
+    x = torch.eye(512)[:16]  # few, so that the shift is applied factored
+    got = (projection(x) - layer(x)).mT
+    error = (got - wanted[:, :16]).norm() / wanted[:, :16].norm()
+    # 6e-4 is what was measured; rounding both sides makes 3e-4.
+    assert error < 1e-3

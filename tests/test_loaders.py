@@ -400,12 +400,12 @@ def make_pruned(seed: int, kept: int) -> Adapter:
     adapter = make_adapter(seed)
     generator = torch.Generator().manual_seed(seed)
     for component, base in tiny_bases().items():
-        for path, matrix in base.matrices.items():
-            delta = torch.zeros(min(matrix.shape))
+        for path in base.weights:
+            delta = torch.zeros(min(base.matrix(path).shape))
             chosen = torch.randperm(delta.numel(), generator=generator)[:kept]
             delta[chosen] = 0.5 * torch.randn(len(chosen), generator=generator)
             adapter.deltas[component][path] = delta
-        adapter.deltas[component][path] = torch.zeros(min(matrix.shape))
+        adapter.deltas[component][path] = torch.zeros(delta.numel())
     return adapter
 
 
