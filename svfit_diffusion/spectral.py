@@ -28,6 +28,8 @@ _ONE_SIDED_TAIL = 0.1
 """Share of the root mean square of σ up to which both vectors of a triplet are kept. Shifts are off
 by 6e-4 then, twice what rounding all vectors to float16 costs anyway (`benchmarks/NOTES.md`).
 """
+_CLEARLY = 0.9
+"""Share of the cost that counts as less."""
 _WORTH_ONE_SIDE = 2**17
 """Numbers in a weight from which on one side of its basis is done without."""
 
@@ -293,12 +295,14 @@ def merging_is_cheaper(tokens: int, d_out: int, d_in: int, rank: int) -> bool:
     - merged: `N d_in d_out` for `G = gᵀx` and `3 r d_in d_out` for building `W'` twice and
       projecting `G` back on the basis.
 
+    Near a tie the factors win, which need one side of the basis only.
+
     Args:
         tokens: N, the number of vectors that pass through the projection (batch × positions).
     """
     factored = 5 * tokens * rank * min(d_in, d_out)
     merged = (tokens + 3 * rank) * d_in * d_out
-    return merged < factored
+    return merged < _CLEARLY * factored
 
 
 Project = Callable[[Tensor, Tensor, Tensor | None], Tensor]
