@@ -74,6 +74,9 @@ class ShiftedProjection:
         weight = self.layer.weight
         self._place = (weight.device, weight.dtype)
         if any(delta.requires_grad for _, delta in self._active):
+            if spectral.is_small(self.basis):
+                # Once, instead of in every pass; float16 loses nothing.
+                self.basis = self.basis.to(weight.device, torch.float32)
             if isinstance(self.layer, nn.Linear):
                 self._one_sided = spectral.one_sided(self.basis).to(weight.device)
         else:

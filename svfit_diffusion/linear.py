@@ -88,26 +88,30 @@ class _FromInput(torch.autograd.Function):
         far: Tensor,
         inverse: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(x, delta, weight, near, far, inverse)
-        near = near.to(x.dtype)
-        z = multiply_transposed(_rows(x), near)
-        moved, rest = _spread(x, z * (delta * inverse), near, far)
+        vectors = near.to(x.dtype)
+        z = multiply_transposed(_rows(x), vectors)
+        # Neighbours keep x too: z can be computed again. For small weights it is kept.
+        ctx.keeps_input = len(far) < len(near)
+        kept = x if ctx.keeps_input else z
+        ctx.save_for_backward(kept, delta, weight, near, far, inverse)
+        moved, rest = _spread(x, z * (delta * inverse), vectors, far)
         y = linear(moved, weight, bias)
         return y if rest is None else y.add_(rest.view_as(y))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, delta, weight, near, far, inverse = ctx.saved_tensors
-        near = near.to(x.dtype)
+        kept, delta, weight, near, far, inverse = ctx.saved_tensors
+        near = near.to(kept.dtype)
+        z = multiply_transposed(_rows(kept), near) if ctx.keeps_input else kept
         g = _rows(gradient)
         gx = multiply(g, weight)
         gz = _gather(gx, g, near, far)
-        delta_gradient = _summed(gz, multiply_transposed(_rows(x), near), inverse)
+        delta_gradient = _summed(gz, z, inverse)
         if not ctx.needs_input_grad[0]:
             return None, delta_gradient, *[None] * 5
         gx += multiply((gz * (delta * inverse)).to(gx.dtype), near)
-        return gx.view_as(x), delta_gradient, *[None] * 5
+        return gx.view(*gradient.shape[:-1], weight.shape[1]), delta_gradient, *[None] * 5
 
 
 class _FromOutput(torch.autograd.Function):
@@ -124,13 +128,13 @@ class _FromOutput(torch.autograd.Function):
         far: Tensor,
         inverse: Tensor,
     ) -> Tensor:
-        near_vectors = near.to(x.dtype)
+        vectors = near.to(x.dtype)
         # The frozen layer's own product: the same bits wherever the shift is zero.
         y = linear(x, weight, bias)
         unbiased = _rows(y if bias is None else y - bias)
-        z = _gather(unbiased, _rows(x), near_vectors, far)
+        z = _gather(unbiased, _rows(x), vectors, far)
         ctx.save_for_backward(z, delta, weight, near, far, inverse)
-        return y.add_(multiply((z * (delta * inverse)).to(y.dtype), near_vectors).view_as(y))
+        return y.add_(multiply((z * (delta * inverse)).to(y.dtype), vectors).view_as(y))
 
     @staticmethod
     @once_differentiable
@@ -145,7 +149,7 @@ class _FromOutput(torch.autograd.Function):
         gx = multiply(_rows(moved), weight)
         if rest is not None:
             gx += rest
-        return gx.view(*gradient.shape[:-1], -1), delta_gradient, *[None] * 5
+        return gx.view(*gradient.shape[:-1], weight.shape[1]), delta_gradient, *[None] * 5
 
 
 def _rows(t: Tensor) -> Tensor:

@@ -30,8 +30,8 @@ by 6e-4 then, twice what rounding all vectors to float16 costs anyway (`benchmar
 """
 _CLEARLY = 0.9
 """Share of the cost that counts as less."""
-_WORTH_ONE_SIDE = 2**17
-"""Numbers in a weight from which on one side of its basis is done without."""
+_SMALL = 2**16
+"""Numbers in a weight up to which training saves time rather than memory."""
 
 Rank = int | float
 """A number of singular values (int ≥ 1), or the share of spectral energy to keep (float ≤ 1)."""
@@ -118,12 +118,17 @@ class OneSidedBasis:
         return OneSidedBasis(near, far, inverse, self.of_input)
 
 
+def is_small(basis: Basis) -> bool:
+    """Whether a weight is so small that its basis takes no memory worth saving in training."""
+    return basis.u.shape[1] * basis.v.shape[1] <= _SMALL
+
+
 def one_sided(basis: Basis) -> OneSidedBasis:
-    """The shorter side of a basis, as views; small matrices, where it saves little, keep both."""
+    """The shorter side of a basis, as views; of a small weight's, both."""
     d_out, d_in = basis.u.shape[1], basis.v.shape[1]
     of_input = d_in <= d_out
     head = 0
-    if d_in * d_out >= _WORTH_ONE_SIDE:
+    if not is_small(basis):
         tail_begins = _ONE_SIDED_TAIL * basis.sigma.square().mean().sqrt()
         head = int((basis.sigma > tail_begins).sum())
     near, far = (basis.v, basis.u) if of_input else (basis.u, basis.v)
