@@ -73,6 +73,7 @@ GROUPS: dict[str, Group] = {
     "load_sdxl": Group(adapters.load_sdxl, by_default=False),
     "switch": Group(adapters.switch),
     "mixed": Group(inference.mixed_batch),
+    "mixed_512": Group(inference.large_mixed_batch, ("cpu",), by_default=False),
     "resident": Group(adapters.resident, ("cpu",)),
     "data_parallel": Group(parallel.data_parallel, ("cpu",)),
 }
@@ -111,6 +112,7 @@ TARGETS: tuple[Target, ...] = (
         for action in (adapters.SWITCH, adapters.STRENGTH)
     ),
     *_both_devices("mixed", inference.MIXED, SVFIT, 1.3, inference.BASE),
+    Target("mixed_512", "cpu", inference.MIXED_LARGE, SVFIT, 1.3, inference.BASE),
     Target("resident", "cpu", adapters.resident_memory_of(adapters.MANY), SVFIT, 1000),
     *(
         Target(

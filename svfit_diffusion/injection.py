@@ -127,7 +127,8 @@ class Injection:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.projections: dict[str, ShiftedProjection] = {}
-        self._names: dict[str, None] = {}  # in order, and quick to look up
+        # Of each adapter in order, by module path: those that the projections have, too.
+        self._deltas: dict[str, dict[str, nn.Parameter]] = {}
         self.digests: dict[str, str] = {}
         self.metadata: dict[str, AdapterMetadata] = {}
         self._weights: dict[str, float] = {}
@@ -150,7 +151,7 @@ class Injection:
     @property
     def adapter_names(self) -> list[str]:
         """The adapters added, in order."""
-        return list(self._names)
+        return list(self._deltas)
 
     def add_adapter(
         self,
@@ -175,7 +176,7 @@ class Injection:
             StateError: adapters are fused, or given per prompt at the moment.
         """
         self.refuse_change("add an adapter")
-        if adapter_name in self._names:
+        if adapter_name in self._deltas:
             raise AdapterNameError(
                 f"adapter name {adapter_name!r} is taken; delete that adapter or use another name"
             )
@@ -195,7 +196,7 @@ class Injection:
         for path in bases:
             self.digests[path] = digests[path]
             self._seen[path] = _version_of(layers[path].weight)
-        self._names[adapter_name] = None
+        self._deltas[adapter_name] = parameters
         if added:
             self._patch()
         setattr(self.model, _ATTRIBUTE, self)
@@ -222,18 +223,18 @@ class Injection:
             StateError: adapters are fused, or given per prompt at the moment.
         """
         self.refuse_change("delete an adapter")
-        check_known([adapter_name], self._names)
+        check_known([adapter_name], self._deltas)
         for projection in self.projections.values():
             if adapter_name in projection.deltas:
                 projection.remove(adapter_name)
                 # Not even where someone keeps a wrapped processor or forward of ours.
                 projection.activate({})
-        del self._names[adapter_name]
+        del self._deltas[adapter_name]
         self.projections = {p: proj for p, proj in self.projections.items() if proj.deltas}
         self._weights.pop(adapter_name, None)
         self.digests = {path: self.digests[path] for path in self.projections}
         self.metadata.pop(adapter_name, None)
-        if not self._names:
+        if not self._deltas:
             self.eject()
         else:
             self._patch()
@@ -247,7 +248,7 @@ class Injection:
             StateError: adapters are fused, or given per prompt at the moment.
         """
         self.refuse_change("change the active adapters")
-        check_known(weights, self._names)
+        check_known(weights, self._deltas)
         self._weights = dict(weights)
         self._activate()
 
@@ -296,7 +297,7 @@ class Injection:
         self.refuse_change("give adapters per prompt")
         if not self._enabled:
             raise StateError("adapters are disabled; call enable_svfit() first")
-        check_known([name for mix in mixes for name in mix], self._names)
+        check_known([name for mix in mixes for name in mix], self._deltas)
         projections = list(self.projections.values())
         self._mixing = True
         try:
@@ -315,10 +316,8 @@ class Injection:
         Raises:
             AdapterNameError: there is no such adapter.
         """
-        check_known([adapter_name], self._names)
-        for path, projection in self.projections.items():
-            if adapter_name in projection.deltas:
-                yield path, projection.deltas[adapter_name]
+        check_known([adapter_name], self._deltas)
+        yield from self._deltas[adapter_name].items()
 
     def fingerprint(self, adapter_name: str, paths: Iterable[str] | None = None) -> str:
         """One digest of the base weights under an adapter's layers, or under some of them.
@@ -380,7 +379,7 @@ class Injection:
             projection.stand_in = None
             projection.activate({})
         self.projections = {}
-        self._names = {}
+        self._deltas = {}
         self.digests = {}
         self.metadata = {}
         self._weights = {}

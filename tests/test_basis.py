@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import multiprocessing
+import pickle
 import shutil
 import tempfile
 import threading
@@ -265,6 +266,31 @@ def test_float16_and_float32_loads_share_files(
     assert half.digests == make_base().digests
     assert half.fingerprint() == make_base().fingerprint()
     assert_same(load(half), bases)
+
+
+def test_bases_are_mapped_from_their_files_however_they_came(empty_cache: Path) -> None:
+    cold, warm = load(make_base()), load(make_base())
+    for bases in (cold, warm):
+        for basis in bases.values():
+            assert basis.file is not None
+            before = [t.clone() for t in tensors_of({"": basis})]
+            basis.release()
+            assert all(map(torch.equal, tensors_of({"": basis}), before))
+            near = spectral.one_sided(basis).near
+            assert near.untyped_storage().data_ptr() in (
+                basis.u.untyped_storage().data_ptr(),
+                basis.v.untyped_storage().data_ptr(),
+            )
+
+
+def test_a_pickled_basis_needs_no_file(filled_cache: Path) -> None:
+    basis = load(make_base())["0"]
+    content = pickle.dumps(basis.truncated(3))
+    shutil.rmtree(filled_cache)
+    copy = pickle.loads(content)
+    assert copy.file is None
+    copy.release()
+    assert_same({"": copy}, {"": basis.truncated(3)})
 
 
 def test_fingerprints_tell_weights_apart_and_ignore_order() -> None:

@@ -633,7 +633,11 @@ def test_a_deep_copy_is_independent(config: SVFitConfig) -> None:
 
 @pytest.mark.parametrize("trainable", [True, False], ids=["live", "held"])
 @pytest.mark.parametrize("config", [ATTENTION, ALL], ids=["attention", "all"])
-def test_compiling_the_full_graph(config: SVFitConfig, trainable: bool) -> None:
+@pytest.mark.parametrize("small", [0, 2**16], ids=["one side", "both sides"])
+def test_compiling_the_full_graph(
+    config: SVFitConfig, trainable: bool, small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spectral, "_SMALL", small)
     torch._dynamo.reset()
     unet = tiny.make_one_block_unet()
     injection = put(unet, config, scale=0.3, trainable=trainable)
