@@ -73,16 +73,18 @@ class ShiftedProjection:
             return
         weight = self.layer.weight
         self._place = (weight.device, weight.dtype)
-        if any(delta.requires_grad for _, delta in self._active):
-            if spectral.is_small(self.basis):
-                # Once, instead of in every pass; float16 loses nothing.
-                self.basis = self.basis.to(weight.device, torch.float32)
-            if isinstance(self.layer, nn.Linear):
-                self._one_sided = spectral.one_sided(self.basis).to(weight.device)
+        live = any(delta.requires_grad for _, delta in self._active)
+        if live and spectral.is_small(self.basis):
+            # Once, instead of in every pass; float16 loses nothing.
+            self.basis = self.basis.to(weight.device, torch.float32)
+        if live and isinstance(self.layer, nn.Linear):
+            self._one_sided = spectral.one_sided(self.basis).to(weight.device)
         else:
+            self.basis = self.basis.to(weight.device)
+        if not live:
             with torch.no_grad():
                 self._held = self.effective_weight()
-            self.basis.release()
+        self.basis.release()
 
     def shift(self) -> Tensor:
         """The combined shift `(r,)` of the active adapters, float32, on the layer's device."""
@@ -93,7 +95,8 @@ class ShiftedProjection:
         """`W'` in the weight's shape and dtype; the weight itself with no adapter active."""
         if not self._active:
             return self.layer.weight
-        return spectral.shifted_weight(self.layer.weight, self._basis_here(), self.shift())
+        weight = self.layer.weight
+        return spectral.shifted_weight(weight, self.basis.to(weight.device), self.shift())
 
     def __call__(self, x: Tensor) -> Tensor:
         """`W' x + b`, shaped as the layer would."""
@@ -112,26 +115,13 @@ class ShiftedProjection:
             return self.project(x, self._held, self.layer.bias)
         delta, merges = self.shift(), self._merges(x)
         if self._one_sided is not None:
-            bias = self.layer.bias
-            if merges:
-                return merged_linear(x, weight, bias, self._basis_here(), delta)
-            return factored_linear(x, weight, bias, self._one_sided, delta)
-        basis = self._basis_here()
+            linear = merged_linear if merges else factored_linear
+            return linear(x, weight, self.layer.bias, self._one_sided, delta)
         if merges:
-            merged = spectral.shifted_weight(weight, basis, delta)
+            merged = spectral.shifted_weight(weight, self.basis, delta)
             return self.project(x, merged, self.layer.bias)
-        change = spectral.factored_shift(self.project, x, basis, delta, weight.shape[1:])
+        change = spectral.factored_shift(self.project, x, self.basis, delta, weight.shape[1:])
         return self.project(x, weight, self.layer.bias) + change
-
-    def _basis_here(self) -> Basis:
-        """The basis on the layer's device, where it stays from then on."""
-        if self.basis.u.device != self.layer.weight.device:
-            self._move_basis()
-        return self.basis
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _move_basis(self) -> None:
-        self.basis = self.basis.to(self.layer.weight.device)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _refresh_after_move(self) -> None:
@@ -160,7 +150,8 @@ class ShiftedProjection:
         d_out = weight.shape[0]
         rank = max(delta.numel() for _, delta in self._active)
         d_in = weight.numel() // d_out
-        return spectral.merging_is_cheaper(self.positions(x), d_out, d_in, rank)
+        derives = self._one_sided is not None and self._one_sided.head > 0
+        return spectral.merging_is_cheaper(self.positions(x), d_out, d_in, rank, derives)
 
     def project(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's own map, with its stride and padding, by any weight of its shape."""

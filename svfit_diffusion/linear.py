@@ -1,8 +1,8 @@
 """Linear maps with shifted singular values: forward and backward passes that keep the least.
 
 Both ways compute `y = (W + U diag(δ) Vᵀ) x + b` (SVFit, arXiv 2409.05926, section 3) and the
-gradients in `x` and `δ`. Beside frozen tensors they keep `x` alone, which neighbouring layers keep
-as well, or something smaller; autograd would keep float32 copies of the basis and every product.
+gradients in `x` and `δ`. Beside frozen tensors they keep one: `x`, which neighbours keep too, or
+the coefficients of the singular vectors; autograd would keep float32 copies of the basis as well.
 `spectral.merging_is_cheaper` tells which way costs less.
 """
 
@@ -15,9 +15,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from svfit_diffusion import spectral
 from svfit_diffusion.products import multiply, multiply_transposed
-from svfit_diffusion.spectral import Basis, OneSidedBasis
+from svfit_diffusion.spectral import OneSidedBasis
+
+_WIDE = 1024
+"""Inputs from which on coefficients are kept instead of computed again from `x`, as they are for
+small weights: what that costs for each byte grows with the width.
+"""
 
 
 def factored_linear(
@@ -36,16 +40,15 @@ def factored_linear(
         basis: at least `delta.numel()` triplets; its vectors are cast to the layer's precision.
         delta: `(r,)` float32.
     """
-    basis = basis.truncated(delta.numel())
     function = _FromInput if basis.of_input else _FromOutput
-    vectors = basis.near, basis.far, basis.inverse
-    return _in_one_precision(function, x, delta, weight, bias, *vectors)
+    return _in_one_precision(function, x, delta, weight, bias, basis)
 
 
 def merged_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, basis: Basis, delta: Tensor
+    x: Tensor, weight: Tensor, bias: Tensor | None, basis: OneSidedBasis, delta: Tensor
 ) -> Tensor:
-    """`W' x + b` with `W' = W + U diag(δ) Vᵀ`, which is built for either direction and not kept.
+    """`W' x + b` with `W' = W + W V diag(δ/σ) Vᵀ`, or `W + U diag(δ/σ) UᵀW` if outputs are the
+    shorter side, and `U diag(δ) Vᵀ` for small σ. `W'` is built for either direction and not kept.
 
     The gradient is `∂L/∂δᵢ = uᵢᵀ G vᵢ` with `G = gᵀx`.
 
@@ -56,21 +59,27 @@ def merged_linear(
         basis: at least `delta.numel()` triplets.
         delta: `(r,)` float32.
     """
-    basis = basis.truncated(delta.numel())
-    return _in_one_precision(_Merged, x, delta, weight, bias, basis.u, basis.v, basis.sigma)
+    return _in_one_precision(_Merged, x, delta, weight, bias, basis)
 
 
 def _in_one_precision(
-    function: Any, x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor | None, *basis: Tensor
+    function: Any,
+    x: Tensor,
+    delta: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    basis: OneSidedBasis,
 ) -> Tensor:
     """Apply an autograd function with the casts that autocast would make of a linear layer."""
+    basis = basis.truncated(delta.numel())
+    vectors = basis.near, basis.far, basis.inverse
     device = x.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     with torch.autocast(device, enabled=False):
-        y: Tensor = function.apply(x, delta, weight, bias, *basis)
+        y: Tensor = function.apply(x, delta, weight, bias, *vectors)
     return y
 
 
@@ -90,8 +99,7 @@ class _FromInput(torch.autograd.Function):
     ) -> Tensor:
         vectors = near.to(x.dtype)
         z = multiply_transposed(_rows(x), vectors)
-        # Neighbours keep x too: z can be computed again. For small weights it is kept.
-        ctx.keeps_input = len(far) < len(near)
+        ctx.keeps_input = len(far) < len(near) and near.shape[1] < _WIDE
         kept = x if ctx.keeps_input else z
         ctx.save_for_backward(kept, delta, weight, near, far, inverse)
         moved, rest = _spread(x, z * (delta * inverse), vectors, far)
@@ -196,24 +204,66 @@ class _Merged(torch.autograd.Function):
         delta: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        u: Tensor,
-        v: Tensor,
-        sigma: Tensor,
+        near: Tensor,
+        far: Tensor,
+        inverse: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(x, delta, weight, u, v, sigma)
-        return linear(x, spectral.shifted_weight(weight, Basis(u, v, sigma), delta), bias)
+        ctx.save_for_backward(x, delta, weight, near, far, inverse)
+        return linear(x, _shifted_weight(weight, delta * inverse, near.float(), far), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, delta, weight, u, v, sigma = ctx.saved_tensors
+        x, delta, weight, near, far, inverse = ctx.saved_tensors
+        near = near.float()
         g = _rows(gradient)
-        outer = multiply(g.mT, _rows(x)).to(delta.dtype)
-        rotated = multiply(u.to(delta.dtype), outer)
-        delta_gradient = torch.linalg.vecdot(rotated, v.to(delta.dtype))
+        outer = multiply(g.mT, _rows(x)).float()
+        delta_gradient = _inner_products(weight, outer, near, far) * inverse
         gx = None
         if ctx.needs_input_grad[0]:
             # Built again and not kept: the W' of all layers take as much memory as their weights.
-            merged = spectral.shifted_weight(weight, Basis(u, v, sigma), delta)
+            merged = _shifted_weight(weight, delta * inverse, near, far)
             gx = multiply(g, merged).view_as(x)
         return gx, delta_gradient, *[None] * 5
+
+
+def _shifted_weight(weight: Tensor, scale: Tensor, near: Tensor, far: Tensor) -> Tensor:
+    """`W'` by a one-sided basis, in the weight's dtype; the weight itself where `scale` is 0.
+
+    Args:
+        weight: `(d_out, d_in)`.
+        scale: `(r,)` float32: δ/σ in the head, δ in the tail.
+        near: `(r, min(d_in, d_out))` float32.
+        far: `(r − head, max(d_in, d_out))`.
+    """
+    head, of_input = len(near) - len(far), _is_of_input(weight)
+    merged = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+    scaled = near * scale[:, None]
+    if head:
+        turn = multiply(near[:head].mT.contiguous(), scaled[:head])
+        exact = weight.float()
+        merged += multiply(exact, turn) if of_input else multiply(turn, exact)
+    if len(far):
+        other = far.float()
+        left, right = (other, scaled[head:]) if of_input else (scaled[head:], other)
+        merged += multiply(left.mT.contiguous(), right)
+    return merged.to(weight.dtype)
+
+
+def _inner_products(weight: Tensor, outer: Tensor, near: Tensor, far: Tensor) -> Tensor:
+    """`uᵢᵀ G vᵢ`, `(r,)` float32, of `outer` `G`; in the head times σᵢ."""
+    head, of_input = len(near) - len(far), _is_of_input(weight)
+    parts = []
+    if head:
+        exact = weight.float()
+        turned = multiply(exact.mT, outer) if of_input else multiply_transposed(outer, exact)
+        parts.append(torch.linalg.vecdot(multiply(near[:head], turned), near[:head]))
+    if len(far):
+        other = far.float()
+        left, right = (other, near[head:]) if of_input else (near[head:], other)
+        parts.append(torch.linalg.vecdot(multiply(left, outer), right))
+    return torch.cat(parts)
+
+
+def _is_of_input(weight: Tensor) -> bool:
+    return weight.shape[1] <= weight.shape[0]

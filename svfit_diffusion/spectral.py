@@ -28,8 +28,6 @@ _ONE_SIDED_TAIL = 0.1
 """Share of the root mean square of σ up to which both vectors of a triplet are kept. Shifts are off
 by 6e-4 then, twice what rounding all vectors to float16 costs anyway (`benchmarks/NOTES.md`).
 """
-_CLEARLY = 0.9
-"""Share of the cost that counts as less."""
 _SMALL = 2**16
 """Numbers in a weight up to which training saves time rather than memory."""
 
@@ -124,16 +122,21 @@ def is_small(basis: Basis) -> bool:
 
 
 def one_sided(basis: Basis) -> OneSidedBasis:
-    """The shorter side of a basis, as views; of a small weight's, both."""
+    """The shorter side of a basis; of a small weight's, both. Views, but of a file copies, so that
+    nothing else of it comes into memory with them.
+    """
     d_out, d_in = basis.u.shape[1], basis.v.shape[1]
     of_input = d_in <= d_out
     head = 0
     if not is_small(basis):
         tail_begins = _ONE_SIDED_TAIL * basis.sigma.square().mean().sqrt()
         head = int((basis.sigma > tail_begins).sum())
-    near, far = (basis.v, basis.u) if of_input else (basis.u, basis.v)
+    near, other = (basis.v, basis.u) if of_input else (basis.u, basis.v)
+    far = other[head:]
+    if basis.file is not None:
+        near, far = near.clone(), far.clone()
     inverse = torch.cat([1 / basis.sigma[:head], torch.ones_like(basis.sigma[head:])])
-    return OneSidedBasis(near, far[head:], inverse, of_input)
+    return OneSidedBasis(near, far, inverse, of_input)
 
 
 def as_matrix(weight: Tensor) -> Tensor:
@@ -291,23 +294,29 @@ def shifted_weight(weight: Tensor, basis: Basis, delta: Tensor) -> Tensor:
     return precise.add_(weight).to(weight.dtype)
 
 
-def merging_is_cheaper(tokens: int, d_out: int, d_in: int, rank: int) -> bool:
+def merging_is_cheaper(
+    tokens: int, d_out: int, d_in: int, rank: int, one_sided: bool = False
+) -> bool:
     """Whether one training step costs less through `W'` than through the factors.
 
     Counts the multiply-adds that forward and backward add to the frozen layer, in `linear.py`:
 
-    - factored: `5 N r min(d_in, d_out)`, two products forward, one again and two more backward;
+    - factored: `4 N r min(d_in, d_out)`, two products in either direction;
     - merged: `N d_in d_out` for `G = gᵀx` and `3 r d_in d_out` for building `W'` twice and
-      projecting `G` back on the basis.
-
-    Near a tie the factors win, which need one side of the basis only.
+      projecting `G` back on the basis, with `min(d_in, d_out)` added to r where one side of the
+      basis is all there is.
 
     Args:
         tokens: N, the number of vectors that pass through the projection (batch × positions).
+        d_out: outputs.
+        d_in: inputs.
+        rank: r, of the shift.
+        one_sided: whether the basis is a `OneSidedBasis` with a head.
     """
-    factored = 5 * tokens * rank * min(d_in, d_out)
-    merged = (tokens + 3 * rank) * d_in * d_out
-    return merged < _CLEARLY * factored
+    short = min(d_in, d_out)
+    factored = 4 * tokens * rank * short
+    merged = (tokens + 3 * (rank + short * one_sided)) * d_in * d_out
+    return merged < factored
 
 
 Project = Callable[[Tensor, Tensor, Tensor | None], Tensor]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from svfit_diffusion import products, spectral
+from svfit_diffusion import linear, products, spectral
 from svfit_diffusion.layers import ShiftedProjection
 
 X = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1))
@@ -89,12 +89,13 @@ def test_autocast_casts_as_it_does_for_a_linear_layer() -> None:
     )
 
 
-@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.usefixtures("one_side")
+@pytest.mark.parametrize("wide", [True, False])
 @pytest.mark.parametrize("d_out", [12, 16, 20])
 def test_only_what_the_gradients_need_is_kept(
-    merged: bool, d_out: int, small: bool, monkeypatch: pytest.MonkeyPatch
+    merged: bool, d_out: int, wide: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spectral, "_SMALL", 2**16 if small else 0)
+    monkeypatch.setattr(linear, "_WIDE", 0 if wide else 1024)
     projection = live(d_out=d_out)
     kept: list[torch.Tensor] = []
 
@@ -109,10 +110,10 @@ def test_only_what_the_gradients_need_is_kept(
         t.untyped_storage().data_ptr() for t in (projection.layer.weight, *basis_of(projection))
     }
     new = [t for t in kept if t.untyped_storage().data_ptr() not in frozen]
-    own = projection.deltas["a"].numel() * (2 - merged)  # δ, and 1/σ
+    own = 2 * projection.deltas["a"].numel()  # δ and 1/σ
     others = sum(t.numel() for t in new) - own
     # The input itself, or coefficients.
-    if merged or (d_out >= 16 and not small):
+    if merged or (d_out >= 16 and not wide):
         assert any(t.data_ptr() == x.data_ptr() for t in new)
         assert others == x.numel()
     else:
@@ -146,13 +147,12 @@ def test_the_detour_through_convolutions_gives_the_same_gradients(
         torch.testing.assert_close(through, plain, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.usefixtures("one_side")
-@pytest.mark.parametrize("merged", [False], indirect=True)
+@pytest.mark.usefixtures("one_side", "merged")
 @pytest.mark.parametrize("rank", [1, 5, None])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("d_out", [12, 16, 20])
 def test_one_side_of_the_basis_gives_the_exact_shift(
-    merged: bool, d_out: int, bias: bool, rank: int | None
+    d_out: int, bias: bool, rank: int | None
 ) -> None:
     projection = live(d_out=d_out, bias=bias, rank=rank)
     basis = spectral.one_sided(projection.basis)
