@@ -3,7 +3,9 @@
     python -m benchmarks.gradient_exactness
 
 Each layer runs forward and backward the factored way, the merged way, and, for scale, as plain
-float32 autograd through the dense matrix. Relative errors are maxima over the largest true value.
+float32 autograd through the dense matrix. Linear layers run with both sides of the basis, as small
+ones are trained, and with one, as large ones are, where the float16 rounding of the weight that the
+basis belongs to shows. Relative errors are maxima over the largest true value.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from svfit_diffusion import spectral
 from svfit_diffusion.layers import Shiftable, ShiftedProjection
 from svfit_diffusion.spectral import Basis
 
-WAYS = ("factored", "merged", "dense autograd")
+WAYS = ("factored", "merged", "factored, one side", "merged, one side", "dense autograd")
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def measure(case: Case) -> list[Row]:
         if way == "dense autograd":
             found = _dense(layer, basis, delta, x, seed_gradient, torch.float32)
         else:
-            found = _shifted(layer, basis, delta, x, seed_gradient, merged=way == "merged")
+            found = _shifted(layer, basis, delta, x, seed_gradient, way)
         row: Row = {"case": case.name, "way": way}
         for name, value in vars(truth).items():
             error = float((getattr(found, name) - value).abs().max())
@@ -88,15 +90,17 @@ def measure(case: Case) -> list[Row]:
 
 
 def _shifted(
-    layer: Shiftable, basis: Basis, delta: Tensor, x: Tensor, seed_gradient: Tensor, *, merged: bool
+    layer: Shiftable, basis: Basis, delta: Tensor, x: Tensor, seed_gradient: Tensor, way: str
 ) -> Outcome:
     """Through the package's projection, one way enforced."""
     projection = ShiftedProjection(layer, basis)
     parameter = nn.Parameter(delta.clone())
     projection.add("subject", parameter)
-    projection.activate({"subject": 1.0})
+    small = 0 if way.endswith("one side") else layer.weight.numel()
+    with patch.object(spectral, "_SMALL", small):
+        projection.activate({"subject": 1.0})
     x = x.clone().requires_grad_()
-    with patch.object(spectral, "merging_is_cheaper", lambda *_: merged):
+    with patch.object(spectral, "merging_is_cheaper", lambda *_: way.startswith("merged")):
         return Outcome.of(projection(x), parameter, x, seed_gradient)
 
 

@@ -166,6 +166,7 @@ def train(job: Job, rank: int) -> Trace:
 def _join(job: Job, rank: int) -> None:
     """Say to accelerate, as torchrun does, which process this is."""
     os.environ["ACCELERATE_USE_CPU"] = "true"
+    os.environ["OMP_NUM_THREADS"] = "1"  # or accelerate chooses more, as it does not when launching
     if job.processes > 1:
         os.environ |= {
             "RANK": str(rank),

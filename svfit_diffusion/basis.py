@@ -100,7 +100,7 @@ def load_bases(
         cache: cache folder, `cache_directory()` by default.
 
     Returns:
-        Bases by module path, vectors in float16; those from the cache are memory-mapped.
+        Bases by module path, vectors in float16, mapped from the cache where it can be written.
     """
     folder = cache_directory() if cache is None else cache
     with _single_threads(_THREADS) as pool:
