@@ -79,7 +79,7 @@ def step_rows(
     device: str,
 ) -> list[Row]:
     """Time one step of each method in every round; rows with ratios to LoRA and to the floor."""
-    half: dict[int, Tensor] = {}
+    half: dict[int, tuple[Tensor, Tensor]] = {}
     steps, trained = {}, {}
     for method in methods:
         copies = sharing_weights(models)
@@ -187,20 +187,22 @@ def _build(what: str) -> Models:
     return {"unet": sdxl_unet()} if what == SDXL else sd15_models(text_encoder=what == BOTH)
 
 
-def halve_frozen(models: Models, half: dict[int, Tensor]) -> None:
+def halve_frozen(models: Models, half: dict[int, tuple[Tensor, Tensor]]) -> None:
     """Put frozen weights into bfloat16 once the adapters are made, as trainers do.
 
     Args:
         models: to change.
-        half: weights in bfloat16 by the address of the original, to share between models.
+        half: weights as they were and in bfloat16, by the address of the former, to share between
+            models; kept, or the address would come to belong to another weight.
     """
     for model in models.values():
         for parameter in model.parameters():
             if not parameter.requires_grad:
-                address = parameter.data_ptr()
+                original = parameter.detach()
+                address = original.data_ptr()
                 if address not in half:
-                    half[address] = parameter.detach().to(torch.bfloat16)
-                parameter.data = half[address]
+                    half[address] = (original, original.to(torch.bfloat16))
+                parameter.data = half[address][1]
 
 
 def precision(device: str) -> contextlib.AbstractContextManager[Any]:

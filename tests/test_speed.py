@@ -184,7 +184,7 @@ def test_step_in_half_precision_as_on_a_gpu(
     monkeypatch.setattr(
         speed_training, "precision", lambda device: torch.autocast(device, torch.bfloat16)
     )
-    half: dict[int, torch.Tensor] = {}
+    half: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     adapted = []
     for copies in (sharing_weights(tiny_models) for _ in range(2)):
         adapted.append(method.adapt(copies, 1))
