@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+from svfit_diffusion import spectral
 from svfit_diffusion.products import multiply, multiply_transposed
 from svfit_diffusion.spectral import OneSidedBasis
 
@@ -40,7 +41,7 @@ def factored_linear(
         basis: at least `delta.numel()` triplets; its vectors are cast to the layer's precision.
         delta: `(r,)` float32.
     """
-    function = _FromInput if basis.of_input else _FromOutput
+    function = _FromInput if spectral.inputs_are_shorter(*weight.shape) else _FromOutput
     return _in_one_precision(function, x, delta, weight, bias, basis)
 
 
@@ -236,7 +237,7 @@ def _shifted_weight(weight: Tensor, scale: Tensor, near: Tensor, far: Tensor) ->
         near: `(r, min(d_in, d_out))` float32.
         far: `(r − head, max(d_in, d_out))`.
     """
-    head, of_input = len(near) - len(far), _is_of_input(weight)
+    head, of_input = len(near) - len(far), spectral.inputs_are_shorter(*weight.shape)
     merged = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
     scaled = near * scale[:, None]
     if head:
@@ -252,7 +253,7 @@ def _shifted_weight(weight: Tensor, scale: Tensor, near: Tensor, far: Tensor) ->
 
 def _inner_products(weight: Tensor, outer: Tensor, near: Tensor, far: Tensor) -> Tensor:
     """`uᵢᵀ G vᵢ`, `(r,)` float32, of `outer` `G`; in the head times σᵢ."""
-    head, of_input = len(near) - len(far), _is_of_input(weight)
+    head, of_input = len(near) - len(far), spectral.inputs_are_shorter(*weight.shape)
     parts = []
     if head:
         exact = weight.float()
@@ -263,7 +264,3 @@ def _inner_products(weight: Tensor, outer: Tensor, near: Tensor, far: Tensor) ->
         left, right = (other, near[head:]) if of_input else (near[head:], other)
         parts.append(torch.linalg.vecdot(multiply(left, outer), right))
     return torch.cat(parts)
-
-
-def _is_of_input(weight: Tensor) -> bool:
-    return weight.shape[1] <= weight.shape[0]

@@ -89,16 +89,14 @@ class OneSidedBasis:
     in the tail, both vectors are kept.
 
     Attributes:
-        near: `(r, min(d_in, d_out))`: right vectors if `of_input`, else left ones.
+        near: `(r, min(d_in, d_out))`: right vectors if `inputs_are_shorter`, else left ones.
         far: `(r − head, max(d_in, d_out))`: those of the tail on the other side.
         inverse: `(r,)` float32: 1/σ in the head, 1 in the tail.
-        of_input: whether the inputs are the shorter side; so it is if both are alike.
     """
 
     near: Tensor
     far: Tensor
     inverse: Tensor
-    of_input: bool
 
     @property
     def head(self) -> int:
@@ -108,12 +106,11 @@ class OneSidedBasis:
     def truncated(self, rank: int) -> OneSidedBasis:
         """The `rank` leading triplets, as views."""
         far = self.far[: max(rank - self.head, 0)]
-        return OneSidedBasis(self.near[:rank], far, self.inverse[:rank], self.of_input)
+        return OneSidedBasis(self.near[:rank], far, self.inverse[:rank])
 
     def to(self, device: torch.device) -> OneSidedBasis:
         """The same on `device`."""
-        near, far, inverse = (t.to(device) for t in (self.near, self.far, self.inverse))
-        return OneSidedBasis(near, far, inverse, self.of_input)
+        return OneSidedBasis(self.near.to(device), self.far.to(device), self.inverse.to(device))
 
 
 def is_small(basis: Basis) -> bool:
@@ -121,22 +118,26 @@ def is_small(basis: Basis) -> bool:
     return basis.u.shape[1] * basis.v.shape[1] <= _SMALL
 
 
+def inputs_are_shorter(d_out: int, d_in: int) -> bool:
+    """Which side of a weight a `OneSidedBasis` lies on: the inputs' if both are alike."""
+    return d_in <= d_out
+
+
 def one_sided(basis: Basis) -> OneSidedBasis:
     """The shorter side of a basis; of a small weight's, both. Views, but of a file copies, so that
     nothing else of it comes into memory with them.
     """
     d_out, d_in = basis.u.shape[1], basis.v.shape[1]
-    of_input = d_in <= d_out
     head = 0
     if not is_small(basis):
         tail_begins = _ONE_SIDED_TAIL * basis.sigma.square().mean().sqrt()
         head = int((basis.sigma > tail_begins).sum())
-    near, other = (basis.v, basis.u) if of_input else (basis.u, basis.v)
+    near, other = (basis.v, basis.u) if inputs_are_shorter(d_out, d_in) else (basis.u, basis.v)
     far = other[head:]
     if basis.file is not None:
         near, far = near.clone(), far.clone()
     inverse = torch.cat([1 / basis.sigma[:head], torch.ones_like(basis.sigma[head:])])
-    return OneSidedBasis(near, far, inverse, of_input)
+    return OneSidedBasis(near, far, inverse)
 
 
 def as_matrix(weight: Tensor) -> Tensor:
@@ -299,12 +300,12 @@ def merging_is_cheaper(
 ) -> bool:
     """Whether one training step costs less through `W'` than through the factors.
 
-    Counts the multiply-adds that forward and backward add to the frozen layer, in `linear.py`:
+    Counts the multiply-adds that forward and backward add to the frozen layer:
 
-    - factored: `4 N r min(d_in, d_out)`, two products in either direction;
+    - factored: `2 N r (d_in + d_out)`, two products in either direction; by one side of the basis
+      `4 N r min(d_in, d_out)`;
     - merged: `N d_in d_out` for `G = gᵀx` and `3 r d_in d_out` for building `W'` twice and
-      projecting `G` back on the basis, with `min(d_in, d_out)` added to r where one side of the
-      basis is all there is.
+      projecting `G` back on the basis, with `min(d_in, d_out)` added to r by one side.
 
     Args:
         tokens: N, the number of vectors that pass through the projection (batch × positions).
@@ -314,7 +315,7 @@ def merging_is_cheaper(
         one_sided: whether the basis is a `OneSidedBasis` with a head.
     """
     short = min(d_in, d_out)
-    factored = 4 * tokens * rank * short
+    factored = 2 * tokens * rank * (2 * short if one_sided else d_in + d_out)
     merged = (tokens + 3 * (rank + short * one_sided)) * d_in * d_out
     return merged < factored
 
