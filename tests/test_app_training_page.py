@@ -90,6 +90,35 @@ def status(page: Any, text: str) -> None:
     page.locator("#train-status", has_text=text).wait_for()
 
 
+@pytest.mark.parametrize(
+    ("preset", "steps", "prior"), [("Balanced", 400, True), ("Quick", 120, False)]
+)
+def test_photos_name_and_prompts_are_enough_to_train(
+    train_page: Callable[..., Any],
+    photos: list[Path],
+    app_server: AppServer,
+    held: threading.Event,
+    preset: str,
+    steps: int,
+    prior: bool,
+) -> None:
+    page = train_page()
+    drop(page, photos)
+    tiles(page).nth(2).wait_for()
+    page.fill("#train-name textarea", preset)
+    page.fill("#train-instance-prompt textarea", "a photo of sks dog")
+    page.fill("#train-class-prompt textarea", "a photo of a dog")
+    page.get_by_label(preset).check()
+    page.click("#train-go")
+    status(page, f"“{preset}”: step 2 of {steps}")
+    page.click("#train-stop")  # which spares the tests the other steps
+    held.set()
+    status(page, f"“{preset}” is ready to use.")
+    config = app_server.services.jobs.status().config
+    assert config.with_prior_preservation is prior
+    assert config.validation_prompt == ["a photo of sks dog"]
+
+
 def test_twenty_steps_to_an_adapter_to_use_fetch_rename_and_delete(
     train_page: Callable[..., Any], photos: list[Path], tmp_path: Path
 ) -> None:

@@ -68,7 +68,19 @@ def build_app(services: Services) -> gr.Blocks:
             for name, build in _PAGES.items():
                 with gr.Tab(name, id=name.lower()) as tab:
                     build(services, tab)
+        _start_text_boxes_empty(app)
     return app.queue(max_size=services.limits.max_waiting)
+
+
+def _start_text_boxes_empty(app: gr.Blocks) -> None:
+    """Let text boxes without a text hold an empty one, not None.
+
+    Browsers send the value a component was built with until it is first shown, as in an accordion
+    that nobody opened. Text boxes alone hold another value from then on.
+    """
+    for block in app.blocks.values():
+        if isinstance(block, gr.Textbox) and block.value is None:
+            block.value = ""
 
 
 def launch_settings(services: Services) -> dict[str, Any]:
