@@ -19,13 +19,13 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
-from svfit_diffusion.config import TrainingConfig
 from svfit_diffusion.errors import ConfigError, SVFitError
-from svfit_diffusion.grid import labelled_grid, stacked
-from svfit_diffusion.hub import PICTURE_NAME, push_adapter, write_model_card
-from svfit_diffusion.training import StepRecord, Trainer
-from svfit_diffusion.training_setup import make_accelerator
-from svfit_diffusion.training_state import check_settings, find_checkpoint, resume, save_checkpoint
+from svfit_diffusion.files.hub import PICTURE_NAME, push_adapter, write_model_card
+from svfit_diffusion.training.config import TrainingConfig
+from svfit_diffusion.training.grid import labelled_grid, stacked
+from svfit_diffusion.training.setup import make_accelerator
+from svfit_diffusion.training.state import check_settings, find_checkpoint, resume, save_checkpoint
+from svfit_diffusion.training.trainer import StepRecord, Trainer
 
 Images = list[list[Image.Image]]
 

@@ -11,9 +11,9 @@ from torch import nn
 
 import svfit_diffusion  # noqa: F401  (gives pipelines the adapter methods)
 from app.errors import SettingError
-from svfit_diffusion.config import TrainingConfig
 from svfit_diffusion.errors import ConfigError
-from svfit_diffusion.training_setup import check_base, load_base
+from svfit_diffusion.training.config import TrainingConfig
+from svfit_diffusion.training.setup import check_base, load_base
 
 
 class BaseModel:

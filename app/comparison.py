@@ -13,7 +13,7 @@ from app.errors import SettingError
 from app.generation import ImageGenerator, Picture, Progress
 from app.picture import PictureSettings
 from app.settings import Limits
-from svfit_diffusion.grid import labelled_grid
+from svfit_diffusion.training.grid import labelled_grid
 
 BASE_MODEL = "base model"
 """The value of an adapter axis that means no adapter."""

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 from app.base_model import BaseModel
-from svfit_diffusion.files import write_atomically
+from svfit_diffusion.files.atomic import write_atomically
 
 
 def write_merged_pipeline(base: BaseModel, adapter: Path, path: Path) -> None:

@@ -12,11 +12,15 @@ from PIL import Image
 from torch import Tensor
 
 from app.library import AdapterInfo
-from svfit_diffusion import components, spectral
-from svfit_diffusion.basis import load_bases, read_base
-from svfit_diffusion.checkpoint import Adapter, match_layers
-from svfit_diffusion.injection import shiftable_layers
-from svfit_diffusion.spectral import Basis
+from svfit_diffusion.adapters import components
+from svfit_diffusion.adapters.base_weights import base_weights
+from svfit_diffusion.adapters.matching import match_layers
+from svfit_diffusion.adapters.targets import shiftable_layers
+from svfit_diffusion.files.adapter import Adapter
+from svfit_diffusion.spectrum import solver
+from svfit_diffusion.spectrum.basis import Basis
+from svfit_diffusion.spectrum.cache import load_bases
+from svfit_diffusion.spectrum.shift import shift_matrix
 
 _IMAGE_SIDE = 320  # pixels; decomposing a larger picture takes longer and shows no more
 
@@ -88,12 +92,12 @@ def layer_shifts(pipe: Any, adapter: Adapter) -> list[LayerShift]:
     shifts = []
     for component, deltas in adapter.deltas.items():
         layers = shiftable_layers(models[component])
-        full_ranks = {path: spectral.full_rank(layer.weight) for path, layer in layers.items()}
-        matched = match_layers(deltas, full_ranks, component)
-        bases = load_bases(read_base(models[component], matched), show_progress=False)
+        matched = match_layers(deltas, layers, component)
+        base = base_weights(models[component], {path: layers[path] for path in matched.values()})
+        bases = load_bases(base, show_progress=False)
         shifts += [
-            LayerShift(component, path, _array(bases[path].sigma), _array(delta))
-            for path, delta in matched.items()
+            LayerShift(component, matched[path], _array(bases[matched[path]].sigma), _array(delta))
+            for path, delta in deltas.items()
         ]
     return shifts
 
@@ -130,12 +134,12 @@ class Split:
     @property
     def leading_share(self) -> float:
         """Frobenius norm of the leading part, relative to the whole."""
-        return float(np.linalg.norm(self.leading) / np.linalg.norm(self.whole))
+        return _share(self.leading, self.whole)
 
     @property
     def trailing_share(self) -> float:
         """Frobenius norm of the trailing part, relative to the whole."""
-        return float(np.linalg.norm(self.trailing) / np.linalg.norm(self.whole))
+        return _share(self.trailing, self.whole)
 
 
 def split(bases: Sequence[Basis], rank: int) -> Split:
@@ -145,7 +149,7 @@ def split(bases: Sequence[Basis], rank: int) -> Split:
         bases: of each matrix, at full rank; all of one size.
         rank: brought into 1 … full rank.
     """
-    full_rank = bases[0].rank
+    full_rank = min(bases[0].u.shape[1], bases[0].v.shape[1])
     rank = min(max(rank, 1), full_rank)
     parts = (slice(None), slice(0, rank), slice(full_rank - rank, None))
     arrays = (np.stack([_part(basis, part) for basis in bases]) for part in parts)
@@ -161,7 +165,8 @@ def weight_basis(pipe: Any, component: str, path: str) -> Basis:
         path: module path of a Linear or Conv in it.
     """
     model = components.models_of(pipe)[component]
-    return load_bases(read_base(model, [path]), show_progress=False)[path]
+    base = base_weights(model, {path: shiftable_layers(model)[path]})
+    return load_bases(base, show_progress=False)[path]
 
 
 def image_bases(image: Image.Image) -> list[Basis]:
@@ -172,7 +177,7 @@ def image_bases(image: Image.Image) -> list[Basis]:
     small = image.convert("RGB")
     small.thumbnail((_IMAGE_SIDE, _IMAGE_SIDE), Image.Resampling.LANCZOS)
     channels = torch.from_numpy(np.asarray(small, np.float32) / 255).permute(2, 0, 1)
-    return [spectral.singular_basis(channel) for channel in channels]
+    return [solver.singular_basis(channel) for channel in channels]
 
 
 def as_picture(channels: np.ndarray) -> Image.Image:
@@ -189,7 +194,13 @@ def as_stretched_picture(channels: np.ndarray) -> Image.Image:
 
 def _part(basis: Basis, chosen: slice) -> np.ndarray:
     sigma = basis.sigma[chosen]
-    return _array(spectral.shift_matrix(Basis(basis.u[chosen], basis.v[chosen], sigma), sigma))
+    if not sigma.numel():  # a basis ends where the singular values are zero
+        return np.zeros((basis.u.shape[1], basis.v.shape[1]), np.float32)
+    return _array(shift_matrix(Basis(basis.u[chosen], basis.v[chosen], sigma), sigma))
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> float:
+    return float(np.linalg.norm(part) / (np.linalg.norm(whole) or 1.0))
 
 
 def _array(tensor: Tensor) -> np.ndarray:

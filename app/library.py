@@ -12,9 +12,9 @@ from pathlib import Path
 
 from app.base_model import BaseModel
 from app.errors import LibraryError, UploadError
-from svfit_diffusion.checkpoint import WEIGHTS_NAME, Adapter, read_adapter
 from svfit_diffusion.errors import BaseMismatchError, SVFitError
-from svfit_diffusion.files import write_atomically
+from svfit_diffusion.files.adapter import WEIGHTS_NAME, Adapter, read_adapter
+from svfit_diffusion.files.atomic import write_atomically
 
 logger = logging.getLogger(__name__)
 

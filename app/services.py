@@ -11,7 +11,7 @@ from app.generation import ImageGenerator
 from app.library import AdapterLibrary
 from app.settings import SAMPLES, AppSettings, Limits
 from app.training_jobs import TrainingJobs
-from svfit_diffusion.checkpoint import WEIGHTS_NAME
+from svfit_diffusion.files.adapter import WEIGHTS_NAME
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,10 @@ from app.errors import AppError, SettingError
 from app.library import AdapterLibrary
 from app.photos import write_squares
 from app.settings import Limits
-from svfit_diffusion.class_images import generate_class_images
-from svfit_diffusion.config import TrainingConfig
 from svfit_diffusion.errors import SVFitError
-from svfit_diffusion.training import DEFAULT_STEPS, Trainer
+from svfit_diffusion.training.class_images import generate_class_images
+from svfit_diffusion.training.config import TrainingConfig
+from svfit_diffusion.training.trainer import DEFAULT_STEPS, Trainer
 
 logger = logging.getLogger(__name__)
 

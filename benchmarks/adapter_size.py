@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from benchmarks.architectures import sd15_models
 from benchmarks.report import Row, print_table, write_report
-from svfit_diffusion.basis import read_base
-from svfit_diffusion.checkpoint import AdapterMetadata, package_versions, write_adapter
-from svfit_diffusion.components import collect_adapter
-from svfit_diffusion.config import SVFitConfig
-from svfit_diffusion.injection import eject, inject
+from svfit_diffusion.adapters.components import collect_adapter
+from svfit_diffusion.adapters.config import SVFitConfig
+from svfit_diffusion.adapters.inject import eject, inject
+from svfit_diffusion.files.adapter import write_adapter
+from svfit_diffusion.files.metadata import AdapterMetadata, package_versions
 
 REQUIRED_RATIO = 16
 LORA_RANK = 8
@@ -55,8 +55,7 @@ def measure_svfit(models: dict[str, nn.Module], folder: Path) -> Row:
     metadata = AdapterMetadata(
         base_model="stable-diffusion-v1-5/stable-diffusion-v1-5",
         fingerprints={
-            component: read_base(models[component], injection.projections).fingerprint()
-            for component, injection in injections.items()
+            component: injection.fingerprint(_NAME) for component, injection in injections.items()
         },
         rank=dict.fromkeys(models, "1.0"),
         target=dict.fromkeys(models, "attention"),

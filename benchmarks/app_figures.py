@@ -25,7 +25,7 @@ from gradio_client import Client
 from app.base_model import BaseModel
 from app.settings import SAMPLES
 from benchmarks.report import Row, print_table, write_report
-from svfit_diffusion.checkpoint import WEIGHTS_NAME
+from svfit_diffusion.files.adapter import WEIGHTS_NAME
 
 _SAMPLE = SAMPLES / "adapters" / "blue_car" / WEIGHTS_NAME
 _PROMPT = "a photo of sks car on the beach"

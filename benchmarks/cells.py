@@ -25,10 +25,10 @@ from benchmarks.methods import Adapted, find_method
 from benchmarks.report import CACHE, Row
 from benchmarks.scoring import Scorer
 from benchmarks.subjects import Subject, read_subject
-from svfit_diffusion.class_images import generate_class_images
-from svfit_diffusion.config import TrainingConfig
-from svfit_diffusion.data import Photo, load_photos
-from svfit_diffusion.files import write_atomically
+from svfit_diffusion.files.atomic import write_atomically
+from svfit_diffusion.training.class_images import generate_class_images
+from svfit_diffusion.training.config import TrainingConfig
+from svfit_diffusion.training.photos import Photo, load_photos
 
 _CLASS_IMAGES = 32
 CURVE_METHODS = ("SVFit", "LoRA, r=8")

@@ -14,11 +14,11 @@ from torch import nn
 
 from benchmarks.methods import Adapted
 from benchmarks.subjects import Prompt, Subject
-from svfit_diffusion.config import TrainingConfig
-from svfit_diffusion.data import Photo, load_photos
-from svfit_diffusion.objective import Objective
-from svfit_diffusion.photo_set import PhotoSet, draw_batch
-from svfit_diffusion.training_setup import make_optimizer
+from svfit_diffusion.training.config import TrainingConfig
+from svfit_diffusion.training.objective import Objective
+from svfit_diffusion.training.photo_set import PhotoSet, draw_batch
+from svfit_diffusion.training.photos import Photo, load_photos
+from svfit_diffusion.training.setup import make_optimizer
 
 _WARMUP_SHARE = 0.05
 _CONTROL_SEED = 1_000_000

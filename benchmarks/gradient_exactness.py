@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.report import Row, print_table, write_report
-from svfit_diffusion import spectral
-from svfit_diffusion.layers import Shiftable, ShiftedProjection
-from svfit_diffusion.spectral import Basis
+from svfit_diffusion.adapters import live
+from svfit_diffusion.adapters.layers import Shiftable, ShiftedLayer
+from svfit_diffusion.adapters.live import LiveProjection
+from svfit_diffusion.spectrum import one_sided, solver
+from svfit_diffusion.spectrum.basis import Basis, canonical_weight
 
 WAYS = ("factored", "merged", "factored, one side", "merged, one side", "dense autograd")
 
@@ -68,7 +70,7 @@ def make_cases() -> list[Case]:
 def measure(case: Case) -> list[Row]:
     """Errors of each way against the dense float64 computation."""
     layer = case.layer.requires_grad_(False)
-    basis = spectral.singular_basis(spectral.canonical_weight(layer.weight))
+    basis = solver.singular_basis(canonical_weight(layer.weight))
     delta = 0.05 * basis.sigma.mean() * torch.randn(basis.rank)
     x = torch.randn(case.input_shape)
     with torch.no_grad():
@@ -93,15 +95,15 @@ def _shifted(
     layer: Shiftable, basis: Basis, delta: Tensor, x: Tensor, seed_gradient: Tensor, way: str
 ) -> Outcome:
     """Through the package's projection, one way enforced."""
-    projection = ShiftedProjection(layer, basis)
+    shifted = ShiftedLayer(layer, basis)
     parameter = nn.Parameter(delta.clone())
-    projection.add("subject", parameter)
+    shifted.add("subject", parameter)
     small = 0 if way.endswith("one side") else layer.weight.numel()
-    with patch.object(spectral, "_SMALL", small):
-        projection.activate({"subject": 1.0})
+    with patch.object(one_sided, "_SMALL", small):
+        projection = LiveProjection(shifted, {"subject": 1.0})
     x = x.clone().requires_grad_()
-    with patch.object(spectral, "merging_is_cheaper", lambda *_: way.startswith("merged")):
-        return Outcome.of(projection(x), parameter, x, seed_gradient)
+    with patch.object(live, "merging_is_cheaper", lambda *_: way.startswith("merged")):
+        return Outcome.of(projection.forward(x), parameter, x, seed_gradient)
 
 
 def _dense(

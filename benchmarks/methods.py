@@ -24,12 +24,13 @@ from peft import (
 )
 from torch import nn
 
-from svfit_diffusion.budget import Pruner
-from svfit_diffusion.checkpoint import AdapterMetadata, write_adapter
-from svfit_diffusion.components import collect_adapter, without_idle_layers
-from svfit_diffusion.config import SVFitConfig
-from svfit_diffusion.injection import inject
-from svfit_diffusion.spectral import Rank
+from svfit_diffusion.adapters.components import collect_adapter, without_idle_layers
+from svfit_diffusion.adapters.config import SVFitConfig
+from svfit_diffusion.adapters.inject import inject
+from svfit_diffusion.files.adapter import write_adapter
+from svfit_diffusion.files.metadata import AdapterMetadata
+from svfit_diffusion.spectrum.rank import Rank
+from svfit_diffusion.training.budget import Pruner
 
 _NAME = "subject"
 _ATTENTION = {

@@ -16,7 +16,7 @@ from benchmarks.cells import CURVE_METHODS, Cell, CellStore
 from benchmarks.report import RESULTS, Row
 from benchmarks.statistics import summarise
 from benchmarks.subjects import read_subject
-from svfit_diffusion.grid import labelled_grid
+from svfit_diffusion.training.grid import labelled_grid
 
 _PANELS = {
     "subject_fidelity": "subject fidelity",

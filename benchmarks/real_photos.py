@@ -20,9 +20,9 @@ from PIL import Image, ImageOps
 
 from benchmarks.report import ROOT, Row, print_table, write_report
 from benchmarks.runs import fixed_loss, generate
-from svfit_diffusion.config import TrainingConfig
-from svfit_diffusion.grid import labelled_grid
-from svfit_diffusion.training import Trainer
+from svfit_diffusion.training.config import TrainingConfig
+from svfit_diffusion.training.grid import labelled_grid
+from svfit_diffusion.training.trainer import Trainer
 
 _SCENES = ("", " on the beach", " in the snow", " in the jungle", " on a wooden floor")
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from svfit_diffusion.files import write_atomically
+from svfit_diffusion.files.atomic import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

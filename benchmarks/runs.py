@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from svfit_diffusion.photo_set import draw_batch
-from svfit_diffusion.training import Trainer
+from svfit_diffusion.training.photo_set import draw_batch
+from svfit_diffusion.training.trainer import Trainer
 
 _SEED = 1234
 

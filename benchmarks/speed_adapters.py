@@ -34,7 +34,8 @@ from benchmarks.speed_inference import random_adapter
 from benchmarks.speed_methods import SVFIT
 from benchmarks.speed_rows import make_row
 from svfit_diffusion import sigma_parameters
-from svfit_diffusion.injection import attention_layers, inject
+from svfit_diffusion.adapters.inject import inject
+from svfit_diffusion.adapters.targets import attention_layers
 
 PLAIN_SVD = "plain float32 SVD, one after the other"
 SWITCH = "switch the adapter"

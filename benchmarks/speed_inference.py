@@ -21,8 +21,8 @@ from benchmarks.methods import Models
 from benchmarks.report import ROOT, Row
 from benchmarks.speed_methods import LORA, SVFIT, chosen
 from benchmarks.speed_rows import timing_rows
-from svfit_diffusion.injection import attention_layers
-from svfit_diffusion.spectral import full_rank
+from svfit_diffusion.adapters.targets import attention_layers
+from svfit_diffusion.spectrum.basis import full_rank
 
 BASE = "base"
 LORA_UNFUSED = f"{LORA}, unfused"

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from benchmarks.methods import Adapted, Method, Models, find_method, lora
-from svfit_diffusion.basis import load_bases, read_base
-from svfit_diffusion.injection import attention_layers
-from svfit_diffusion.spectral import Basis
+from svfit_diffusion.adapters.base_weights import base_weights
+from svfit_diffusion.adapters.targets import attention_layers
+from svfit_diffusion.spectrum.basis import Basis
+from svfit_diffusion.spectrum.cache import load_bases
 
 LORA = "LoRA, r=8"
 SVFIT = "SVFit"
@@ -42,7 +43,7 @@ def _rebuild(models: Models, steps: int) -> Adapted:
     parameters = []
     for model in models.values():
         layers = attention_layers(model)
-        for path, basis in load_bases(read_base(model, layers), show_progress=False).items():
+        for path, basis in load_bases(base_weights(model, layers), show_progress=False).items():
             weight = layers[path].weight
             rebuild = AutogradRebuild(basis.to(weight.device, weight.dtype))
             parametrize.register_parametrization(layers[path], "weight", rebuild)
@@ -58,7 +59,8 @@ def _floor(models: Models, steps: int) -> Adapted:
     there and not below, as it does in training; no layer's weight or adapter gets one.
     """
     for model in models.values():
-        first = next(iter(attention_layers(model).values()))
+        layers = attention_layers(model)
+        first = next(layers[path] for path in layers if path.endswith((".to_q", ".q_proj")))
         first.register_forward_hook(_require_gradient)
     return Adapted([], _save_nothing)
 

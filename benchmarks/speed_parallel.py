@@ -25,9 +25,9 @@ from benchmarks.architectures import (
 from benchmarks.report import ROOT, Row
 from benchmarks.speed_methods import LORA, SVFIT
 from benchmarks.speed_rows import make_row, timing_rows
-from svfit_diffusion.config import TrainingConfig
-from svfit_diffusion.injection import attention_layers
-from svfit_diffusion.training import Trainer
+from svfit_diffusion.adapters.targets import attention_layers
+from svfit_diffusion.training.config import TrainingConfig
+from svfit_diffusion.training.trainer import Trainer
 
 TRAVELS = "bytes a process sends into reductions per step, SD 1.5 UNet"
 ALONE = "1 process"

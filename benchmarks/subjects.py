@@ -13,8 +13,8 @@ from PIL import Image
 
 from samples.toybox_builder.compose import compose
 from samples.toybox_builder.scenes import SCENES, draw_scene
-from svfit_diffusion.data import load_photos
 from svfit_diffusion.errors import DataError
+from svfit_diffusion.training.photos import load_photos
 
 IDENTIFIER = "sks"
 _SCENES = {scene.name: scene for scene in SCENES}

@@ -3,8 +3,10 @@
 Importing this package gives every diffusers pipeline `load_svfit_weights` and its kin.
 """
 
-from svfit_diffusion.attention import SVFitAttnProcessor
-from svfit_diffusion.config import SVFitConfig
+from svfit_diffusion.adapters.attention import SVFitAttnProcessor
+from svfit_diffusion.adapters.config import SVFitConfig
+from svfit_diffusion.adapters.inject import eject, inject, sigma_parameters
+from svfit_diffusion.adapters.pipeline_methods import add_pipeline_methods
 from svfit_diffusion.errors import (
     AdapterNameError,
     BaseMismatchError,
@@ -18,8 +20,6 @@ from svfit_diffusion.errors import (
     SVFitError,
     TargetError,
 )
-from svfit_diffusion.injection import eject, inject, sigma_parameters
-from svfit_diffusion.loaders import add_pipeline_methods
 from svfit_diffusion.version import __version__
 
 __all__ = [

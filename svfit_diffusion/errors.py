@@ -58,3 +58,11 @@ class BatchError(SVFitError, ValueError):
 
 class DivergedError(SVFitError, ArithmeticError):
     """Training has left the finite numbers."""
+
+
+def listed(title: str, problems: list[str], limit: int = 8) -> str:
+    """A message that lists what is wrong, one line each, not more than `limit`."""
+    shown = problems[:limit]
+    if len(problems) > limit:
+        shown.append(f"… and {len(problems) - limit} more")
+    return f"{title}:\n  " + "\n  ".join(shown)

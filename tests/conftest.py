@@ -12,8 +12,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import tiny
+import tiny_adapters
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel
+
+from svfit_diffusion.files.adapter import WEIGHTS_NAME, write_adapter
 
 pytest_plugins = ["app_server"]
 
@@ -54,3 +57,11 @@ def tiny_pipe() -> StableDiffusionPipeline:
 def saved_pipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a saved `make_tiny_pipeline()`; read only."""
     return tiny.save_tiny_pipeline(tmp_path_factory.mktemp("tiny-base"))
+
+
+@pytest.fixture(scope="session")
+def adapter_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of `make_adapter()` as training saves it; read only."""
+    path = tmp_path_factory.mktemp("adapter") / WEIGHTS_NAME
+    write_adapter(path, tiny_adapters.with_sketches(tiny_adapters.make_adapter()))
+    return path

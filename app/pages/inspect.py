@@ -30,7 +30,7 @@ from app.pages.messages import plain_errors
 from app.photos import take_in
 from app.services import Services
 from app.settings import SAMPLES
-from svfit_diffusion.spectral import Basis
+from svfit_diffusion.spectrum.basis import Basis
 
 _BARS = 10
 _START_RANK = 8

@@ -23,7 +23,7 @@ from app.photos import CroppedPhoto
 from app.plots import to_svg, training_curves
 from app.services import Services
 from app.training_jobs import PRESETS, Stage, TrainingStatus
-from svfit_diffusion.config import TrainingConfig
+from svfit_diffusion.training.config import TrainingConfig
 
 _POLL_SECONDS = 1.0
 _DEFAULT_PRESET = "balanced"

@@ -1,0 +1,235 @@
+"""How shifts act on one model: as weights in place of its own, or as patches while live."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
+from torch import Tensor, nn
+
+from svfit_diffusion.adapters.drawing import refuse_while_drawing
+from svfit_diffusion.adapters.layers import Shiftable, ShiftedLayer
+from svfit_diffusion.adapters.live import LiveProjection
+from svfit_diffusion.adapters.mixing import Mix, RowProjection
+from svfit_diffusion.adapters.patches import Patches
+from svfit_diffusion.adapters.rows import RowLayout
+from svfit_diffusion.adapters.targets import fused_projections
+from svfit_diffusion.adapters.weights import (
+    Exchange,
+    WeightPlace,
+    commit,
+    exchange_for,
+    give_back,
+    refuse_weights_on_disk,
+)
+from svfit_diffusion.errors import StateError
+
+
+@dataclass(frozen=True)
+class Change:
+    """What `Applied.prepare` has made ready for one model, all of it computed.
+
+    Attributes:
+        applied: of the model.
+        weights: of the adapters that will act.
+        exchanges: the weights to put in place.
+        fused: modules that diffusers has fused others into, and their new weights.
+        live: projections to put under the model.
+    """
+
+    applied: Applied
+    weights: Mapping[str, float]
+    exchanges: list[Exchange]
+    fused: list[tuple[nn.Module, nn.Parameter]]
+    live: dict[str, LiveProjection]
+
+
+class Applied:
+    """The shifts that act on a model.
+
+    Args:
+        model: the model.
+        layers: its shifted layers by module path; followed as it changes.
+    """
+
+    def __init__(self, model: nn.Module, layers: Mapping[str, ShiftedLayer]) -> None:
+        self.model = model
+        self._layers = layers
+        self._places: dict[str, WeightPlace] = {}
+        self._patches = Patches(model)
+        self._weights: Mapping[str, float] = {}
+
+    def own_weight(self, path: str, layer: Shiftable) -> Tensor:
+        """A layer's own weight, whether or not another is in its place.
+
+        Raises:
+            StateError: it is not in memory, or computed by a parametrisation.
+        """
+        return self._places.get(path, WeightPlace(layer)).own
+
+    def refuse_foreign_changes(self) -> None:
+        """Raise `StateError` if something else has changed weights in or under ours, or keeps them
+        on disk, where nobody can tell.
+        """
+        if self._places:
+            refuse_weights_on_disk(self.model)
+        changed = [path for path, place in self._places.items() if not place.is_untouched]
+        if changed:
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise StateError(
+                f"the weights of {', '.join(changed[:3])}{more} have been changed by something "
+                f"else since adapters were loaded (a LoRA fused into them, load_state_dict, …): "
+                f"undo that first, as by unfuse_lora(), or call "
+                f"unload_svfit_weights(keep_changed_weights=True), which leaves them as they are"
+            )
+
+    def accept_foreign_changes(self) -> None:
+        """Take weights that something else has changed for the layers' own, as they are.
+
+        Raises:
+            StateError: they are on disk.
+        """
+        if self._places:
+            refuse_weights_on_disk(self.model)
+        for place in self._places.values():
+            if not place.is_untouched:
+                place.original = None
+                place.see()
+
+    def see(self, paths: Iterable[str]) -> None:
+        """Remember the weights of layers that have just become known."""
+        for path in paths:
+            self._places[path] = WeightPlace(self._layers[path].layer)
+            self._places[path].see()
+
+    def forget(self, paths: Iterable[str]) -> None:
+        """Forget layers whose own weights are in place."""
+        for path in paths:
+            assert self._places[path].original is None
+            del self._places[path]
+
+    @torch.no_grad()
+    def prepare(
+        self, weights: Mapping[str, float], *, fused: bool = False, for_good: bool = False
+    ) -> Change:
+        """Compute all that it takes to let exactly these adapters act. Nothing is changed yet.
+
+        Args:
+            weights: of adapters, by name.
+            fused: shifts in training become weights, too.
+            for_good: layers that none of them shifts get their own weights back in any case.
+
+        Raises:
+            StateError: weights are not in memory, or were changed by something else.
+        """
+        self.refuse_foreign_changes()
+        live = [] if fused else self._live_paths(weights)
+        self._patches.check(live, self._modules())
+        exchanges = {}
+        for path, shifted in self._layers.items():
+            place = self._places[path]
+            if shifted.active(weights) and path not in live:
+                base = place.own.to(place.current.device)
+                exchanges[path] = exchange_for(place, shifted.merged(base, weights))
+            elif (exchange := give_back(place, for_good=for_good)) is not None:
+                exchanges[path] = exchange
+        copies = list(self._fused(exchanges))
+        projections = self._live(live, weights)
+        return Change(self, weights, list(exchanges.values()), copies, projections)
+
+    def _fused(self, exchanges: Mapping[str, Exchange]) -> Iterator[tuple[nn.Module, nn.Parameter]]:
+        """What diffusers has fused must follow its parts."""
+        for path, module in self.model.named_modules() if exchanges else ():
+            prefix = f"{path}." if path else ""
+            for name, parts in fused_projections(module).items():
+                if any(prefix + part in exchanges for part in parts):
+                    weights = [
+                        exchange.weight
+                        if (exchange := exchanges.get(prefix + part))
+                        else module.get_submodule(part).get_parameter("weight")
+                        for part in parts
+                    ]
+                    fused = module.get_submodule(name)
+                    old = fused.get_parameter("weight")
+                    yield fused, nn.Parameter(torch.cat(weights), requires_grad=old.requires_grad)
+
+    @contextmanager
+    def rows(self, mixes: Sequence[Mix], layout: RowLayout, *, is_denoiser: bool) -> Iterator[None]:
+        """Shift the rows of each prompt by adapters of its own, in place of those that act.
+
+        Afterwards those act again, unless all were withdrawn meanwhile.
+
+        Args:
+            mixes: the adapters of each prompt.
+            layout: which rows of a batch are whose.
+            is_denoiser: whether the model is called with such a batch; else its layers alone are.
+
+        Raises:
+            StateError: the model cannot be used so; all is as it was.
+        """
+        projections = {
+            path: projection
+            for path, shifted in self._layers.items()
+            if not (projection := RowProjection(shifted, mixes, layout)).shifts_nothing
+        }
+        self._patches.check(projections, self._modules())
+        base, weights = self.prepare({}), self._weights
+        # To be put back without computing it anew.
+        held = [Exchange(e.place, e.place.current) for e in base.exchanges]
+        fused = [(module, module.get_parameter("weight")) for module, _ in base.fused]
+        make([base])
+        try:
+            self._patches.put(projections, self._modules(), layout.see if is_denoiser else None)
+            yield
+        finally:
+            self._patches.remove()
+            for shifted in self._layers.values():
+                shifted.basis.release()
+            if self._layers:
+                for exchange in held:
+                    now = exchange.place.current
+                    exchange.weight.data = exchange.weight.data.to(now.device, now.dtype)
+                commit(held, fused)
+                self.finish(
+                    Change(
+                        self, weights, held, fused, self._live(self._live_paths(weights), weights)
+                    )
+                )
+
+    def _live_paths(self, weights: Mapping[str, float]) -> list[str]:
+        """The layers on which these adapters are in training."""
+        return [path for path, shifted in self._layers.items() if shifted.is_live(weights)]
+
+    def _live(
+        self, paths: Iterable[str], weights: Mapping[str, float]
+    ) -> dict[str, LiveProjection]:
+        return {path: LiveProjection(self._layers[path], weights) for path in paths}
+
+    def _modules(self) -> dict[str, nn.Module]:
+        return {path: shifted.layer for path, shifted in self._layers.items()}
+
+    def finish(self, change: Change) -> None:
+        """Do what is left of a change once its weights are in place."""
+        self._weights = dict(change.weights)
+        self._patches.put(change.live, self._modules(), None)
+        if change.exchanges:
+            # diffusers' own step after weights were exchanged: offloading keeps references.
+            _maybe_remove_and_reapply_group_offloading(self.model)
+
+
+def make(changes: Sequence[Change]) -> None:
+    """Make the changes of several models at once.
+
+    Raises:
+        StateError: another thread is drawing with one of them; nothing is changed.
+    """
+    refuse_while_drawing([change.applied.model for change in changes])
+    commit(
+        [exchange for change in changes for exchange in change.exchanges],
+        [pair for change in changes for pair in change.fused],
+    )
+    for change in changes:
+        change.applied.finish(change)

@@ -1,0 +1,89 @@
+"""The weights of a base model as a basis needs them: its own, in the precision it is stored in."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from svfit_diffusion.adapters.injection import Injection
+from svfit_diffusion.adapters.layers import Shiftable
+from svfit_diffusion.adapters.weights import refuse_weights_on_disk
+from svfit_diffusion.errors import BasisError, StateError
+from svfit_diffusion.spectrum.cache import BaseWeights, read_base
+
+logger = logging.getLogger(__name__)
+
+
+def base_weights(model: nn.Module, layers: Mapping[str, Shiftable]) -> BaseWeights:
+    """Collect the own weights of some layers of a model, whatever adapters act, and hash them.
+
+    bfloat16 keeps too few bits for a basis (12–17 % error of the shift, DESIGN section 3), so for a
+    model loaded in it the weights are read again from the files it was loaded from.
+
+    Raises:
+        BasisError: a weight is quantised, parametrised, sharded, not in memory or not finite; it is
+            named.
+        StateError: group offloading keeps weights on disk.
+    """
+    refuse_weights_on_disk(model)
+    weights: dict[str, Tensor] = {}
+    applied = Injection.of(model).applied
+    for path, layer in layers.items():
+        _refuse_strange(path, layer)
+        try:
+            weights[path] = applied.own_weight(path, layer)
+        except StateError as error:
+            raise BasisError(f"{path}: {error}") from None
+    if any(weight.dtype == torch.bfloat16 for weight in weights.values()):
+        weights = _stored_weights(model, weights) or weights
+    return read_base(weights)
+
+
+def _refuse_strange(path: str, layer: nn.Module) -> None:
+    weight = layer._parameters.get("weight")
+    if weight is None:
+        raise BasisError(
+            f"{path}: its weight is computed by a parametrisation (weight norm, …); remove that "
+            f"first, with torch.nn.utils.parametrize.remove_parametrizations"
+        )
+    if type(weight) is not nn.Parameter:
+        raise BasisError(
+            f"{path}: cannot decompose a {type(weight).__name__} (a quantised or sharded weight); "
+            f"load the base model unquantised and whole"
+        )
+
+
+def _stored_weights(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """The weights in the files that a bfloat16 `model` was loaded from, in float32.
+
+    None, with a warning, where the files are gone or hold other weights than the model.
+    """
+    source = getattr(model.config, "_name_or_path", "")
+    for variant in (None, "fp16"):
+        try:
+            loaded: Any = type(model).from_pretrained(
+                source,
+                torch_dtype=torch.float32,
+                variant=variant,
+                use_safetensors=True,
+                local_files_only=True,
+            )
+        except (OSError, ValueError):
+            continue
+        stored = {path: loaded.get_submodule(path).get_parameter("weight") for path in weights}
+        if all(
+            torch.equal(weights[path].cpu(), weight.to(torch.bfloat16))
+            for path, weight in stored.items()
+        ):
+            return stored
+    logger.warning(
+        "The base model is loaded in bfloat16 and its stored weights were not found at %r: "
+        "singular vectors come from rounded weights, and adapters will differ by some percent "
+        "between this base and a float32 or float16 load of it.",
+        source,
+    )
+    return None

@@ -1,0 +1,103 @@
+"""Layers in training: outputs that follow a shift while it changes, and give it gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from svfit_diffusion.adapters.layers import ShiftedLayer
+from svfit_diffusion.errors import StateError
+from svfit_diffusion.spectrum.linear import factored_linear, merged_linear
+from svfit_diffusion.spectrum.one_sided import OneSidedBasis, is_small, one_sided
+from svfit_diffusion.spectrum.shift import (
+    factored_shift,
+    merging_is_cheaper,
+    pad_sum,
+    shifted_weight,
+)
+
+
+class LiveProjection:
+    """`W' x + b` with `W' = W + U diag(Σ wₐ δₐ) Vᵀ`, of shifts that may change between two calls.
+
+    `W'` is used factored or merged, whichever costs less for the shapes at hand
+    (`shift.merging_is_cheaper`). The layer keeps its own weight.
+
+    Args:
+        shifted: the layer.
+        weights: of the active adapters, by name.
+    """
+
+    def __init__(self, shifted: ShiftedLayer, weights: Mapping[str, float]) -> None:
+        self._shifted = shifted
+        self._active = shifted.active(weights)
+        self._one_sided: OneSidedBasis | None = None
+        self._place_basis()
+
+    def close(self) -> None:
+        """Be the layer from now on: someone may keep a wrapped processor or forward of ours."""
+        self._active = []
+
+    @torch.inference_mode(False)
+    def _place_basis(self) -> None:
+        """Bring the basis to the layer's device, in the form that training takes."""
+        shifted, weight = self._shifted, self._shifted.layer.weight
+        self._place = (weight.device, weight.dtype)
+        if is_small(shifted.basis):
+            # Once, instead of in every pass; float16 loses nothing.
+            shifted.basis = shifted.basis.to(weight.device, torch.float32)
+        if isinstance(shifted.layer, nn.Linear):
+            self._one_sided = one_sided(shifted.basis).to(weight.device)
+        else:
+            shifted.basis = shifted.basis.to(weight.device)
+        shifted.basis.release()
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _follow_move(self) -> None:
+        """After `pipe.to(...)`: outside compiled graphs, since it changes state."""
+        refuse_absent_weight(self._shifted.layer.weight)
+        self._place_basis()
+
+    def shift(self) -> Tensor:
+        """The combined shift `(r,)` of the active adapters, float32, on the layer's device."""
+        device = self._shifted.layer.weight.device
+        return pad_sum([(weight, delta.to(device)) for weight, delta in self._active])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`W' x + b`, shaped as the layer would."""
+        shifted, layer = self._shifted, self._shifted.layer
+        weight, bias = layer.weight, layer.bias
+        if not self._active:
+            return shifted.project(x, weight, bias)
+        if self._place != (weight.device, weight.dtype):
+            self._follow_move()
+        delta, merges = self.shift(), self._merges(x)
+        if self._one_sided is not None:
+            linear = merged_linear if merges else factored_linear
+            return linear(x, weight, bias, self._one_sided, delta)
+        if merges:
+            return shifted.project(x, shifted_weight(weight, shifted.basis, delta), bias)
+        change = factored_shift(shifted.project, x, shifted.basis, delta, weight.shape[1:])
+        return shifted.project(x, weight, bias) + change
+
+    def _merges(self, x: Tensor) -> bool:
+        shifted, weight = self._shifted, self._shifted.layer.weight
+        if not shifted.factorises:
+            return True
+        d_out = weight.shape[0]
+        rank = max(delta.numel() for _, delta in self._active)
+        derives = self._one_sided is not None and self._one_sided.head > 0
+        return merging_is_cheaper(
+            shifted.positions(x), d_out, weight.numel() // d_out, rank, derives
+        )
+
+
+def refuse_absent_weight(weight: Tensor) -> None:
+    """Raise `StateError` if offloading has taken a layer's weight out of memory."""
+    if weight.is_meta:
+        raise StateError(
+            "a layer's weight is not in memory: training and adapters per prompt do not work with "
+            "sequential CPU offload; use enable_model_cpu_offload()"
+        )

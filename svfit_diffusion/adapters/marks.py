@@ -1,0 +1,60 @@
+"""Telling whether a weight still holds the values last seen.
+
+A version counter is no help: `.data` writes, as fusing a LoRA does, leave it as it is, and moves
+and casts, which are no change, exchange the memory. So some values are compared.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_STRIDE = 7919  # a prime, so that columns are met in an order unlike that of rows
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Some values of a weight, at least one of each row and of each column.
+
+    Attributes:
+        values: `(n,)` in the weight's dtype, where the weight was.
+    """
+
+    values: Tensor
+
+    def fits(self, weight: Tensor) -> bool:
+        """Whether `weight` holds the marked values, moved or cast since then, or not."""
+        now = _values(weight)
+        before = self.values.to(now.device)
+        if before.numel() != now.numel():
+            return False
+        # A cast may have gone through a narrower type and back.
+        ways = (before.dtype, torch.float16, torch.bfloat16)
+        return any(_alike(before.to(way).to(now.dtype), now) for way in ways)
+
+
+def mark(weight: Tensor) -> Mark:
+    """A mark of the values that `weight` `(out, in, *kernel)` holds now."""
+    return Mark(_values(weight).clone())
+
+
+def _values(weight: Tensor) -> Tensor:
+    d_out, d_in = weight.shape[0], math.prod(weight.shape[1:])
+    index = torch.arange(max(d_out, d_in), device=weight.device)
+    rows = index % d_out
+    columns = (index * _STRIDE + index // d_in) % d_in
+    place = (rows, *torch.unravel_index(columns, weight.shape[1:]))
+    detached = weight.detach()
+    if detached.element_size() == 1:  # float8, which cannot be indexed everywhere
+        return detached.view(torch.uint8)[place].view(detached.dtype)
+    return detached[place]
+
+
+def _alike(before: Tensor, now: Tensor) -> bool:
+    """Equal but for what adding something and taking it away again leaves, as LoRAs do."""
+    rounding = torch.finfo(now.dtype).eps
+    before, now = before.float(), now.float()
+    return bool((now - before).norm() <= rounding * before.norm())

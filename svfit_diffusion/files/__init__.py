@@ -1,0 +1,1 @@
+"""Files: written whole or not at all, read safely; the adapter format, model cards and the hub."""

@@ -1,0 +1,272 @@
+"""Adapter files: write, read and validate.
+
+An adapter is one safetensors file: a vector `<component>.<module path>.delta` `(r,)` float32 per
+shifted layer, and metadata in the header. Paths in text encoders are written as
+`text_model.encoder.layers.0…`, as every published LoRA does, and accepted with or without
+`text_model.`. Files of other kinds (pickles above all) are refused.
+
+A layer of which a budget kept little is written sparsely: `.delta` `(k,)` holds the values kept and
+`<component>.<module path>.index` `(k,)` int16 their positions from 0, ascending. Zeros at the end
+of a vector are left out. In memory every vector is dense.
+
+`<component>.sketch` `(layers, 4)` float32 holds `spectrum.sketch.sketch` of each of a component's
+layers, in the order of their sorted names, so that loading can tell whether the singular vectors at
+hand are those of the training. Files of format version 1 have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from svfit_diffusion.errors import CheckpointError, listed
+from svfit_diffusion.files.atomic import write_safetensors
+from svfit_diffusion.files.metadata import (
+    FORMAT,
+    FORMAT_VERSION,
+    READABLE_VERSIONS,
+    AdapterMetadata,
+)
+
+WEIGHTS_NAME = "pytorch_svfit_weights.safetensors"
+DENOISERS = ("unet", "transformer", "transformer_2", "prior", "decoder")
+"""Pipeline components that draw."""
+COMPONENTS = (
+    *DENOISERS,
+    "text_encoder",
+    "text_encoder_2",
+    "text_encoder_3",
+    "text_encoder_4",
+)
+"""Pipeline components that adapters may shift."""
+
+_VALUES = ".delta"
+_POSITIONS = ".index"
+_SKETCH = ".sketch"
+_SKETCH_LENGTH = 4
+_MAX_SPARSE_LENGTH = 2**15  # what int16 counts
+_MAX_VALUES = 2**24  # several times what any model has; a small file must not fill the memory
+_HEADER_ENTRY_BYTES = 60  # type, shape and offsets of a tensor; its name comes on top
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A trained adapter, as a file holds it.
+
+    Attributes:
+        deltas: shift `(r,)` float32 by module path, per component; r is at most the layer's rank.
+        metadata: where it comes from.
+        sketches: of the shifts `(4,)` float32 by module path, per component, as far as known.
+    """
+
+    deltas: dict[str, dict[str, Tensor]]
+    metadata: AdapterMetadata
+    sketches: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of values that shift something: all that were trained, or kept by a budget."""
+        return sum(
+            int(delta.count_nonzero()) for paths in self.deltas.values() for delta in paths.values()
+        )
+
+
+def state_dict(adapter: Adapter) -> dict[str, Tensor]:
+    """The tensors of an adapter under the names that a file gives them, sparse where smaller."""
+    named = {
+        f"{component}.{_published_path(component, path)}": delta
+        for component, deltas in adapter.deltas.items()
+        for path, delta in deltas.items()
+    }
+    tensors = {
+        name + suffix: tensor
+        for name, delta in named.items()
+        for suffix, tensor in _packed(name, delta).items()
+    }
+    for component, sketches in adapter.sketches.items():
+        published = {_published_path(component, path): s for path, s in sketches.items()}
+        rows = [published[path] for path in sorted(published)]
+        tensors[component + _SKETCH] = torch.stack(rows).float()
+    return tensors
+
+
+def _packed(name: str, delta: Tensor) -> dict[str, Tensor]:
+    """The tensors that hold a shift `(r,)` in the fewest bytes, by suffix."""
+    kept = delta.nonzero().flatten()
+    dense = delta[: max(kept.tolist(), default=0) + 1]
+    index = kept.to(torch.int16)
+    index_bytes = index.nbytes + len(name + _POSITIONS) + _HEADER_ENTRY_BYTES
+    is_smaller = delta[kept].nbytes + index_bytes < dense.nbytes
+    if is_smaller and kept.numel() and dense.numel() <= _MAX_SPARSE_LENGTH:
+        return {_VALUES: delta[kept], _POSITIONS: index}
+    return {_VALUES: dense}
+
+
+def _published_path(component: str, path: str) -> str:
+    # transformers 5 dropped the `text_model.` level of CLIPTextModel.
+    if component.startswith("text_encoder") and path.startswith("encoder.layers."):
+        return f"text_model.{path}"
+    return path
+
+
+def write_adapter(path: Path, adapter: Adapter) -> None:
+    """Write an adapter file, whole or not at all.
+
+    Raises:
+        OSError: the file could not be written; one that was there is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_safetensors(path, state_dict(adapter), adapter.metadata.to_header())
+
+
+def read_adapter(path: Path) -> Adapter:
+    """Read and validate an adapter file.
+
+    Raises:
+        CheckpointError: it is missing, truncated, a pickle, a LoRA, of a newer format, or holds
+            keys or values that no adapter has.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no adapter file at {path}")
+    if path.suffix in _PICKLES:
+        raise CheckpointError(
+            f"{path} looks like a pickle, which can run code when loaded; "
+            f"SVFit adapters are .safetensors files"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, RuntimeError) as error:  # torch maps the file, and may fail
+        raise CheckpointError(
+            f"{path} is not a readable safetensors file (damaged, truncated or another format): "
+            f"{error}"
+        ) from error
+    try:
+        return parse_adapter(tensors, header)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def parse_adapter(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> Adapter:
+    """Make an adapter of named tensors, checking every name, shape and value.
+
+    Args:
+        tensors: `<component>.<module path>.delta` vectors, `.index` beside those that are sparse.
+        header: file metadata, empty for a bare state dict.
+
+    Raises:
+        CheckpointError: as `read_adapter`.
+    """
+    if any("lora" in str(name) for name in tensors):
+        raise CheckpointError(
+            "this is a LoRA, not an SVFit adapter; load it with pipe.load_lora_weights(...)"
+        )
+    version = header.get("format_version", FORMAT_VERSION)
+    if header.get("format", FORMAT) == FORMAT and version not in READABLE_VERSIONS:
+        raise CheckpointError(
+            f"adapter format version {version} is not known to this svfit-diffusion, which reads "
+            f"versions {' and '.join(READABLE_VERSIONS)}; upgrade the package"
+        )
+    problems = list(_problems(tensors))
+    if problems:
+        raise CheckpointError(listed("not an SVFit adapter", problems))
+    if not any(_split_suffix(str(name))[1] == _VALUES for name in tensors):
+        raise CheckpointError("holds no shifts, expected one `.delta` vector per layer")
+    lengths = {n: int(t[-1]) + 1 for n, t in tensors.items() if _split_suffix(n)[1] == _POSITIONS}
+    if sum(lengths.values()) > _MAX_VALUES:
+        raise CheckpointError(
+            f"its positions reach over {sum(lengths.values())} singular values, more than any "
+            f"model has; the file is damaged or made to exhaust the memory"
+        )
+    deltas: dict[str, dict[str, Tensor]] = {}
+    for name, values in tensors.items():
+        layer, suffix = _split_suffix(name)
+        if suffix == _VALUES:
+            component, _, path = layer.partition(".")
+            index = tensors.get(layer + _POSITIONS)
+            deltas.setdefault(component, {})[path] = _unpacked(values.float(), index)
+    return Adapter(deltas, AdapterMetadata.from_header(header), _sketches(tensors, deltas))
+
+
+def _sketches(
+    tensors: Mapping[str, Tensor], deltas: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, dict[str, Tensor]]:
+    """The sketch of each layer, per component that has them.
+
+    Raises:
+        CheckpointError: there are not as many sketches as layers.
+    """
+    sketches = {}
+    for name, rows in tensors.items():
+        component, suffix = _split_suffix(name)
+        if suffix == _SKETCH:
+            paths = sorted(deltas.get(component, {}))
+            if len(rows) != len(paths):
+                raise CheckpointError(f"{name!r} is of {len(rows)} layers, expected {len(paths)}")
+            sketches[component] = dict(zip(paths, rows.float(), strict=True))
+    return sketches
+
+
+def _problems(tensors: Mapping[Any, Any]) -> Iterator[str]:
+    """What keeps named tensors from being an adapter."""
+    for name, tensor in tensors.items():
+        layer, suffix = _split_suffix(str(name))
+        component, _, path = layer.partition(".")
+        is_sketch = suffix == _SKETCH and not path
+        is_layer = suffix in (_VALUES, _POSITIONS) and path
+        if component not in COMPONENTS or not (is_sketch or is_layer):
+            yield f"unknown key {name!r}"
+        elif not isinstance(tensor, Tensor):
+            yield f"{name!r} is a {type(tensor).__name__}, expected a tensor"
+        elif is_sketch:
+            yield from _problems_of_sketch(name, tensor)
+        elif suffix == _POSITIONS:
+            yield from _problems_of_index(name, tensor, tensors.get(layer + _VALUES))
+        elif tensor.dim() != 1 or not tensor.numel() or not tensor.is_floating_point():
+            yield f"{name!r} is {tuple(tensor.shape)} {tensor.dtype}, expected a float vector (r,)"
+        elif not torch.isfinite(tensor.float()).all():
+            yield f"{name!r} holds NaN or infinite values"
+
+
+def _problems_of_sketch(name: str, rows: Tensor) -> Iterator[str]:
+    if rows.dim() != 2 or rows.shape[-1] != _SKETCH_LENGTH or not rows.is_floating_point():
+        yield f"{name!r} is {tuple(rows.shape)} {rows.dtype}, expected (layers, {_SKETCH_LENGTH})"
+    elif not torch.isfinite(rows.float()).all():
+        yield f"{name!r} holds NaN or infinite values"
+
+
+def _problems_of_index(name: str, index: Tensor, values: Any) -> Iterator[str]:
+    """What keeps a tensor from holding the positions of `values`."""
+    if not isinstance(values, Tensor):
+        yield f"{name!r} has no {_VALUES!r} vector beside it"
+    elif index.dtype != torch.int16 or index.dim() != 1 or index.shape != values.shape:
+        yield (
+            f"{name!r} is {tuple(index.shape)} {index.dtype}, expected an int16 vector of as many "
+            f"positions as its {_VALUES!r} has values, {tuple(values.shape)}"
+        )
+    elif (index < 0).any() or (index.diff() <= 0).any():
+        yield f"{name!r} holds positions that do not ascend from 0 or more"
+
+
+def _split_suffix(name: str) -> tuple[str, str]:
+    """A tensor's name as `<component>.<module path>` and the suffix that says what it holds."""
+    layer, dot, kind = name.rpartition(".")
+    return layer, dot + kind
+
+
+def _unpacked(values: Tensor, index: Tensor | None) -> Tensor:
+    """The shift `(r,)` that `_packed` gave as these values, at these positions if there are any."""
+    if index is None:
+        return values
+    positions = index.long()
+    dense = values.new_zeros(int(positions[-1]) + 1)
+    dense[positions] = values
+    return dense

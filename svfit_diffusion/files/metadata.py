@@ -1,0 +1,89 @@
+"""What an adapter file says of itself, in its header."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata as importlib_metadata
+from typing import Any
+
+from svfit_diffusion.errors import CheckpointError
+
+FORMAT = "svfit"
+FORMAT_VERSION = "2"
+READABLE_VERSIONS = ("1", "2")
+_OBJECTS_OF_TEXT = ("fingerprints", "rank", "target", "versions")
+
+
+@dataclass(frozen=True)
+class AdapterMetadata:
+    """What an adapter file says of itself; every field may be unknown.
+
+    Attributes:
+        base_model: id or path of the base model, `""` if unknown.
+        base_revision: its revision.
+        fingerprints: SHA-256 of the base's weights under the adapter's layers, per component.
+        rank: the rank asked for, per component, as a user would write it.
+        target: the targets asked for, per component, separated by spaces.
+        instance_prompt: prompt the subject was trained with.
+        class_prompt: prompt of its class.
+        training: training settings.
+        versions: versions of the packages that wrote the file.
+    """
+
+    base_model: str = ""
+    base_revision: str = ""
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    rank: dict[str, str] = field(default_factory=dict)
+    target: dict[str, str] = field(default_factory=dict)
+    instance_prompt: str = ""
+    class_prompt: str = ""
+    training: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_header(self) -> dict[str, str]:
+        """As safetensors metadata: strings as they are, the rest as JSON."""
+        header = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        for name, value in vars(self).items():
+            header[name] = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+        return header
+
+    @classmethod
+    def from_header(cls, header: Mapping[str, str]) -> AdapterMetadata:
+        """Read back what `to_header` wrote; missing entries stay unknown.
+
+        Raises:
+            CheckpointError: an entry is not what this version writes.
+        """
+        values: dict[str, Any] = {}
+        for name, default in vars(cls()).items():
+            if name in header:
+                values[name] = header[name]
+                if isinstance(default, dict):
+                    values[name] = _parse_object(name, header[name])
+                if name in _OBJECTS_OF_TEXT and not all(
+                    isinstance(value, str) for value in values[name].values()
+                ):
+                    raise CheckpointError(
+                        f"adapter metadata {name!r} should hold strings, got {header[name]!r}"
+                    )
+        return cls(**values)
+
+
+def _parse_object(name: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"adapter metadata {name!r} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"adapter metadata {name!r} should be a JSON object, got {text!r}")
+    return value
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide what an adapter computes."""
+    return {
+        name: importlib_metadata.version(name)
+        for name in ("svfit-diffusion", "torch", "diffusers", "transformers")
+    }

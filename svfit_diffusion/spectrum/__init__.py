@@ -1,0 +1,1 @@
+"""Tensors only: bases, ranks, shifts and their products, and the cache of bases."""

@@ -1,0 +1,109 @@
+"""Bases: the leading singular vectors of frozen weights, and the matrices they are defined on.
+
+Convolution weights `(out, in, *kernel)` are read as matrices `(out, in·∏kernel)`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from svfit_diffusion.errors import BasisError
+from svfit_diffusion.files.mapped import MappedFile
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Leading singular vectors of one weight, one per row.
+
+    Attributes:
+        u: left vectors, `(r, d_out)`: row i is `uᵢ`. Rows, so that a smaller rank is a prefix. Of
+            any float dtype, and cast where they are used: rounding them once, when they are
+            stored, keeps one basis for all precisions of the base.
+        v: right vectors, `(r, d_in)`, `d_in` with the kernel flattened in.
+        sigma: singular values, `(r,)`, descending, float32.
+        probes: of the vectors, for sketches (`sketch.probes_of`), if they are at hand.
+        file: what the vectors are mapped from, if they are.
+    """
+
+    u: Tensor
+    v: Tensor
+    sigma: Tensor
+    probes: Tensor | None = None
+    file: MappedFile | None = None
+
+    @property
+    def rank(self) -> int:
+        """Number of singular triplets held."""
+        return self.sigma.numel()
+
+    def truncated(self, rank: int) -> Basis:
+        """The `rank` leading triplets, as views."""
+        assert 0 < rank <= self.rank
+        probes = None if self.probes is None else self.probes[:, :rank]
+        return Basis(self.u[:rank], self.v[:rank], self.sigma[:rank], probes, self.file)
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Basis:
+        """The same basis with its vectors on `device`, in `dtype` if given; σ stays float32."""
+        dtype = dtype or self.u.dtype
+        if (self.u.device, self.u.dtype) == (device, dtype):
+            return self
+        u, v, sigma = self.u.to(device, dtype), self.v.to(device, dtype), self.sigma.to(device)
+        return Basis(u, v, sigma, self.probes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickles hold the vectors themselves, not the file.
+        return Basis, (self.u, self.v, self.sigma, self.probes)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Basis:
+        return self  # it never changes
+
+    def release(self) -> None:
+        """Take vectors that are mapped from a file out of memory, until they are used again."""
+        if self.file is not None:
+            self.file.release()
+
+
+def as_matrix(weight: Tensor) -> Tensor:
+    """View a weight `(out, in, *kernel)` as the matrix `(out, in·∏kernel)`."""
+    return weight.reshape(weight.shape[0], -1)
+
+
+def full_rank(weight: Tensor) -> int:
+    """Number of singular values of a weight `(out, in, *kernel)`."""
+    return min(weight.shape[0], math.prod(weight.shape[1:]))
+
+
+def canonical_weight(weight: Tensor) -> Tensor:
+    """The float16 rounding `(out, in·∏kernel)` of a weight, on which its basis is defined.
+
+    A base loaded in float32 and its float16 variant thus share one basis, exactly.
+
+    Raises:
+        BasisError: the weight is sparse, complex, quantised, float8, not in memory, or not finite
+            in float16.
+    """
+    if weight.is_meta:
+        raise BasisError(
+            "a weight is not in memory (sequential offloading puts it on the meta device): "
+            "load the adapter on a base model without it; model offloading works"
+        )
+    if weight.layout != torch.strided:
+        raise BasisError(f"cannot decompose a weight of layout {weight.layout}: make it dense")
+    if not weight.is_floating_point() or weight.element_size() == 1:
+        raise BasisError(
+            f"cannot decompose a weight of dtype {weight.dtype}: load the base model unquantised, "
+            f"in float32, float16 or bfloat16; float8 layerwise casting goes on after the adapter"
+        )
+    rounded = as_matrix(weight.detach()).to(torch.float16)
+    # One sum instead of a mask: NaN and infinity pass into it, and finite float16s do not overflow.
+    if not torch.isfinite(rounded.sum(dtype=torch.float32)):
+        raise BasisError(
+            "a weight holds NaN, infinity or values beyond ±65504; "
+            "the base model file is damaged or not usable in float16"
+        )
+    return rounded

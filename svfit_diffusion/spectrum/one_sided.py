@@ -1,0 +1,77 @@
+"""The shorter side of a basis, for training in less memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from svfit_diffusion.spectrum.basis import Basis
+
+_ONE_SIDED_TAIL = 0.1
+"""Share of the root mean square of σ up to which both vectors of a triplet are kept. Shifts are off
+by 6e-4 then, twice what rounding all vectors to float16 costs anyway (`benchmarks/NOTES.md`).
+"""
+_SMALL = 2**16
+"""Numbers in a weight up to which training saves time rather than memory."""
+
+
+@dataclass(frozen=True)
+class OneSidedBasis:
+    """A basis with the vectors of its shorter side alone, as far as the weight gives the other.
+
+    Since `W vᵢ = σᵢ uᵢ` and `Wᵀuᵢ = σᵢ vᵢ`, the shift is `U diag(δ) Vᵀ = W V diag(δ/σ) Vᵀ`, or
+    `U diag(δ/σ) Uᵀ W`. The rounding errors of a vector thus grow by σ_rms/σᵢ; so where σᵢ is small,
+    in the tail, both vectors are kept.
+
+    Attributes:
+        near: `(r, min(d_in, d_out))`: right vectors if `inputs_are_shorter`, else left ones.
+        far: `(r − head, max(d_in, d_out))`: those of the tail on the other side.
+        inverse: `(r,)` float32: 1/σ in the head, 1 in the tail.
+    """
+
+    near: Tensor
+    far: Tensor
+    inverse: Tensor
+
+    @property
+    def head(self) -> int:
+        """Number of leading triplets with one vector."""
+        return len(self.near) - len(self.far)
+
+    def truncated(self, rank: int) -> OneSidedBasis:
+        """The `rank` leading triplets, as views."""
+        far = self.far[: max(rank - self.head, 0)]
+        return OneSidedBasis(self.near[:rank], far, self.inverse[:rank])
+
+    def to(self, device: torch.device) -> OneSidedBasis:
+        """The same on `device`."""
+        return OneSidedBasis(self.near.to(device), self.far.to(device), self.inverse.to(device))
+
+
+def is_small(basis: Basis) -> bool:
+    """Whether a weight is so small that its basis takes no memory worth saving in training."""
+    return basis.u.shape[1] * basis.v.shape[1] <= _SMALL
+
+
+def inputs_are_shorter(d_out: int, d_in: int) -> bool:
+    """Which side of a weight a `OneSidedBasis` lies on: the inputs' if both are alike."""
+    return d_in <= d_out
+
+
+def one_sided(basis: Basis) -> OneSidedBasis:
+    """The shorter side of a basis; of a small weight's, both. Views, but of a file copies, so that
+    nothing else of it comes into memory with them.
+    """
+    d_out, d_in = basis.u.shape[1], basis.v.shape[1]
+    head = 0
+    if not is_small(basis):
+        tail_begins = _ONE_SIDED_TAIL * basis.sigma.square().mean().sqrt()
+        head = int((basis.sigma > tail_begins).sum())
+    near, other = (basis.v, basis.u) if inputs_are_shorter(d_out, d_in) else (basis.u, basis.v)
+    far = other[head:]
+    if basis.file is not None:
+        near, far = near.clone(), far.clone()
+    inverse = torch.cat([1 / basis.sigma[:head], torch.ones_like(basis.sigma[head:])])
+    return OneSidedBasis(near, far, inverse)

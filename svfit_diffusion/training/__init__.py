@@ -1,0 +1,9 @@
+"""Training: photos in, shifts out.
+
+from svfit_diffusion.training import Trainer, TrainingConfig
+"""
+
+from svfit_diffusion.training.config import TrainingConfig
+from svfit_diffusion.training.trainer import StepRecord, Trainer
+
+__all__ = ["StepRecord", "Trainer", "TrainingConfig"]

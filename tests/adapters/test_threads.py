@@ -1,0 +1,162 @@
+"""Two threads: what one draws is of one set of adapters, whatever the other attempts meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from merged import CLOSE, check_switching, load, tiny_pictures
+from tiny import make_tiny_pipeline, run_pipeline, run_unet
+from torch import Tensor
+
+from svfit_diffusion import StateError
+
+SECONDS = 30
+"""More than any of this takes."""
+
+
+@contextmanager
+def drawing(pipe: Any) -> Iterator[list[Tensor]]:
+    """While a thread is in the midst of a picture, which is there afterwards."""
+    started, go_on = threading.Event(), threading.Event()
+    pictures: list[Tensor] = []
+
+    def wait(_pipe: Any, _step: int, _time: Any, kwargs: Any) -> Any:
+        started.set()
+        go_on.wait(SECONDS)
+        return kwargs
+
+    def draw() -> None:
+        pictures.append(run_pipeline(pipe, callback_on_step_end=wait))
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    assert started.wait(SECONDS)
+    try:
+        yield pictures
+    finally:
+        go_on.set()
+        thread.join(SECONDS)
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "disable": lambda pipe: pipe.disable_svfit(),
+    "weaken": lambda pipe: pipe.set_svfit_adapters("a", 0.5),
+    "delete": lambda pipe: pipe.delete_svfit_adapters("a"),
+    "unload": lambda pipe: pipe.unload_svfit_weights(),
+    "fuse": lambda pipe: pipe.fuse_svfit(),
+    "load": lambda pipe: load(pipe, "b"),
+    "mix": lambda pipe: pipe.svfit_adapters_per_prompt(["a", None]).__enter__(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_in_the_midst_of_a_picture_is_refused(change: str) -> None:
+    pipe, expected = load(make_tiny_pipeline()), tiny_pictures()
+    with drawing(pipe) as pictures:
+        with pytest.raises(StateError, match="another thread is drawing"):
+            CHANGES[change](pipe)
+        assert pipe.get_list_svfit_adapters() == {"unet": ["a"], "text_encoder": ["a"]}
+        assert pipe.get_active_svfit_adapters() == ["a"]
+    torch.testing.assert_close(pictures[0], expected.adapted, **CLOSE)
+    check_switching(pipe, expected)
+
+
+def test_the_first_load_in_the_midst_of_a_picture_is_refused() -> None:
+    pipe, expected = make_tiny_pipeline(), tiny_pictures()
+    with drawing(pipe) as pictures, pytest.raises(StateError, match="another thread"):
+        load(pipe)
+    assert pipe.get_list_svfit_adapters() == {}
+    assert torch.equal(pictures[0], expected.base)
+    check_switching(load(pipe), expected)
+
+
+def test_adding_without_setting_disturbs_nobody() -> None:
+    pipe = load(make_tiny_pipeline())
+    with drawing(pipe) as pictures:
+        load(pipe, "b", activate=False)
+    torch.testing.assert_close(pictures[0], tiny_pictures().adapted, **CLOSE)
+    assert pipe.get_active_svfit_adapters() == ["a"]
+
+
+def test_another_pipeline_is_not_concerned() -> None:
+    pipe, other = load(make_tiny_pipeline()), load(make_tiny_pipeline())
+    with drawing(pipe) as pictures:
+        check_switching(other, tiny_pictures())
+    torch.testing.assert_close(pictures[0], tiny_pictures().adapted, **CLOSE)
+
+
+def test_a_call_of_the_model_alone_counts_as_drawing() -> None:
+    pipe = load(make_tiny_pipeline())
+    started, go_on = threading.Event(), threading.Event()
+
+    def wait(*_: Any) -> None:
+        started.set()
+        go_on.wait(SECONDS)
+
+    handle = pipe.unet.conv_in.register_forward_pre_hook(wait)
+    thread = threading.Thread(target=run_unet, args=(pipe.unet,))
+    thread.start()
+    try:
+        assert started.wait(SECONDS)
+        with pytest.raises(StateError, match="another thread is drawing"):
+            pipe.disable_svfit()
+    finally:
+        go_on.set()
+        thread.join(SECONDS)
+    handle.remove()
+    check_switching(pipe, tiny_pictures())
+
+
+def test_the_mix_of_one_thread_is_not_drawn_by_another() -> None:
+    pipe = load(make_tiny_pipeline())
+    errors: list[Exception] = []
+
+    def draw() -> None:
+        try:
+            run_pipeline(pipe)
+        except StateError as error:
+            errors.append(error)
+
+    with pipe.svfit_adapters_per_prompt(["a"]):
+        thread = threading.Thread(target=draw)
+        thread.start()
+        thread.join(SECONDS)
+    assert "another thread has given adapters per prompt" in str(errors[0])
+    check_switching(pipe, tiny_pictures())
+
+
+def test_pictures_while_another_thread_keeps_switching() -> None:
+    pipe, expected = load(make_tiny_pipeline()), tiny_pictures()
+    adapted = run_pipeline(pipe)
+    done = threading.Event()
+    outcomes = {"switched": 0, "refused": 0}
+
+    def switch() -> None:
+        while not done.is_set():
+            try:
+                pipe.set_svfit_adapters("a", (outcomes["switched"] + 1) % 2)
+                outcomes["switched"] += 1
+            except StateError:
+                outcomes["refused"] += 1
+            # Else it would hardly ever find a moment between two pictures.
+            done.wait(0.001)
+
+    thread = threading.Thread(target=switch)
+    thread.start()
+    try:
+        pictures = []
+        for _ in range(12):
+            pictures.append(run_pipeline(pipe))
+            done.wait(0.01)
+    finally:
+        done.set()
+        thread.join(SECONDS)
+    for picture in pictures:
+        assert torch.equal(picture, adapted) or torch.equal(picture, expected.base)
+    assert outcomes["refused"]
+    assert outcomes["switched"]

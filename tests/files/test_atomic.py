@@ -1,0 +1,95 @@
+"""Files that appear whole or not at all, from several threads, and files mapped into memory."""
+
+from __future__ import annotations
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from svfit_diffusion.files.atomic import write_atomically, write_safetensors
+from svfit_diffusion.files.mapped import map_safetensors
+
+
+def test_threads_leave_the_mask_of_permissions_alone(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        paths = [tmp_path / str(number) for number in range(200)]
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda p: write_atomically(p, lambda t: t.write_text("x")), paths))
+        assert os.umask(0o027) == 0o027
+        assert {path.stat().st_mode & 0o777 for path in paths} == {0o640}
+    finally:
+        os.umask(before)
+
+
+TENSORS = {
+    "a": torch.randn(3, 5, generator=torch.Generator().manual_seed(0)),
+    "b": torch.randn(7, generator=torch.Generator().manual_seed(1)).half(),
+    "c": torch.tensor(2.0),
+}
+
+
+def test_a_mapped_file_holds_what_safetensors_wrote_before_and_after_release(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, TENSORS, {"format": "x"})
+    mapped = map_safetensors(path)
+    assert mapped.metadata == {"format": "x"}
+    for _ in range(2):
+        assert mapped.tensors.keys() == TENSORS.keys()
+        for name, tensor in TENSORS.items():
+            assert mapped.tensors[name].dtype == tensor.dtype
+            assert torch.equal(mapped.tensors[name], tensor)
+        mapped.release()
+
+
+def test_a_mapped_file_outlives_its_name_and_is_not_changed_by_writing(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file(TENSORS, path)
+    mapped = map_safetensors(path)
+    mapped.tensors["a"].zero_()
+    assert torch.equal(load_file(path)["a"], TENSORS["a"])
+    path.unlink()
+    mapped.release()
+    assert torch.equal(mapped.tensors["b"], TENSORS["b"])
+
+
+def header_of(header: Any) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x00" * 4,
+        b"\xff" * 64,
+        header_of(b"{not json"),
+        header_of(b"\xff\xfe"),
+        header_of([1, 2]),
+        header_of(b"[" * 100_000),
+        header_of({"a": {}}),
+        header_of({"a": 3}),
+        header_of({"a": {"dtype": "I8", "shape": [1], "data_offsets": [0, 1]}}) + b"1",
+        header_of({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}) + b"1234",
+        header_of({"a": {"dtype": "F32", "shape": ["x"], "data_offsets": [0, 4]}}) + b"1234",
+        header_of({"a": {"dtype": "F32", "shape": [1], "data_offsets": []}}) + b"1234",
+        header_of({"a": {"dtype": "F32", "shape": [1], "data_offsets": [-999, 4]}}) + b"1234",
+    ],
+)
+def test_what_is_no_such_file_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    # Any message: an empty file is refused by mmap itself.
+    with pytest.raises(ValueError):
+        map_safetensors(path)
+    with pytest.raises(OSError, match="absent"):
+        map_safetensors(tmp_path / "absent")
