@@ -12,8 +12,8 @@ from torch import nn
 import svfit_diffusion  # noqa: F401  (gives pipelines the adapter methods)
 from app.errors import SettingError
 from svfit_diffusion.errors import ConfigError
-from svfit_diffusion.training.config import TrainingConfig
-from svfit_diffusion.training.setup import check_base, load_base
+from svfit_diffusion.families import Family, family_of
+from svfit_diffusion.training.base import BaseSource, load_base
 
 
 class BaseModel:
@@ -35,8 +35,8 @@ class BaseModel:
         self.source = source
         self.device = _usable_device(device or _best_device())
         try:
-            self._pipe = load_base(TrainingConfig(pretrained_model_name_or_path=source))
-            check_base(self._pipe)
+            self._pipe = load_base(BaseSource(source))
+            self.family.check()
         except ConfigError as error:
             raise SettingError(str(error)) from error
         for model in _models(self._pipe):
@@ -58,9 +58,14 @@ class BaseModel:
         return pipe
 
     @property
+    def family(self) -> Family:
+        """What the base is, as training sees it."""
+        return family_of(self._pipe)
+
+    @property
     def native_size(self) -> int:
         """Side in pixels of the pictures that the base was trained on."""
-        return int(self._pipe.unet.config.sample_size) * int(self._pipe.vae_scale_factor)
+        return self.family.native_size
 
 
 def _best_device() -> str:

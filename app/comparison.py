@@ -10,9 +10,10 @@ from enum import Enum
 from PIL import Image
 
 from app.errors import SettingError
-from app.generation import ImageGenerator, Picture, Progress
+from app.generation import ImageGenerator
 from app.picture import PictureSettings
 from app.settings import Limits
+from app.visits import Picture, Progress
 from svfit_diffusion.training.grid import labelled_grid
 
 BASE_MODEL = "base model"

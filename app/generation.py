@@ -4,14 +4,10 @@ for every visitor.
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from itertools import islice
-from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
@@ -23,58 +19,13 @@ from app.errors import LibraryError
 from app.library import AdapterLibrary, FileVersion, misfit_reason
 from app.picture import SCHEDULERS, PictureSettings
 from app.settings import Limits
+from app.visits import Event, Portion, in_portions, shares
 from svfit_diffusion.errors import SVFitError
 
-_PATIENCE = 0.5
-"""Seconds without an event after which a visitor gets `Waiting`."""
 _PREVIEWS = 6
 """How often the forming pictures are shown on the way."""
 _PREVIEW_LATENT_SIDE = 32
 """Larger latents are scaled down to this before a preview is decoded."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far the pictures at hand have come.
-
-    Attributes:
-        batch: which batch of the visitor's pictures is being drawn, from 1.
-        batches: how many there are.
-        step: sampling steps done in this batch; 0 while adapters are being loaded.
-        steps: sampling steps of this batch.
-        previews: the visitor's forming pictures of the batch, at some steps; else empty.
-    """
-
-    batch: int
-    batches: int
-    step: int
-    steps: int
-    previews: tuple[Image.Image, ...] = ()
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A finished picture.
-
-    Attributes:
-        index: its place among those asked for.
-        settings: what it was drawn with.
-        image: RGB.
-    """
-
-    index: int
-    settings: PictureSettings
-    image: Image.Image
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """Nothing has happened for a moment. It comes so that a visitor may leave meanwhile: Python
-    cannot close an iterator that is being waited on.
-    """
-
-
-Event = Waiting | Progress | Picture
 
 
 def concurrent_drawings(limits: Limits) -> int:
@@ -82,60 +33,6 @@ def concurrent_drawings(limits: Limits) -> int:
     queue for the next.
     """
     return 2 * limits.max_images
-
-
-class _Visit:
-    """One visitor's stream of events, and how much of it is still to come."""
-
-    def __init__(self, portions: int) -> None:
-        self.events: SimpleQueue[Event | Exception | None] = SimpleQueue()
-        self.over = threading.Event()
-        self._portions_left = portions
-
-    def emit(self, event: Event) -> None:
-        if not self.over.is_set():
-            self.events.put(event)
-
-    def finish_portion(self) -> None:
-        self._portions_left -= 1
-        if not self._portions_left:
-            self.events.put(None)
-
-    def fail(self, error: Exception) -> None:
-        self.over.set()
-        self.events.put(error)
-
-
-@dataclass(frozen=True, eq=False)
-class _Portion:
-    """Pictures of one visitor that are drawn in one batch, perhaps with others' portions.
-
-    Attributes:
-        visit: whose they are.
-        number: which portion of the visitor's, from 1.
-        count: how many portions the visitor has.
-        indices: the pictures' places among those asked for.
-        wanted: the pictures, which differ in prompt, adapters and seed only.
-    """
-
-    visit: _Visit
-    number: int
-    count: int
-    indices: list[int]
-    wanted: list[PictureSettings]
-
-    @property
-    def common(self) -> str:
-        """What portions must have in common to be drawn in one batch."""
-        return _common(self.wanted[0])
-
-    def progress(self, step: int, steps: int, previews: tuple[Image.Image, ...] = ()) -> None:
-        self.visit.emit(Progress(self.number, self.count, step, steps, previews))
-
-    def finish(self, images: Sequence[Image.Image]) -> None:
-        for index, settings, image in zip(self.indices, self.wanted, images, strict=True):
-            self.visit.emit(Picture(index, settings, image))
-        self.visit.finish_portion()
 
 
 class ImageGenerator:
@@ -162,7 +59,7 @@ class ImageGenerator:
         self._library = library
         self._limits = limits
         self._loaded: dict[str, FileVersion | None] = {}
-        self._waiting: list[_Portion] = []
+        self._waiting: list[Portion] = []
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pictures")
 
@@ -180,7 +77,7 @@ class ImageGenerator:
             settings.check(self._limits)
             for name in settings.adapters:
                 self._library.path(name)
-        portions = _portions(wanted, self._limits.max_images)
+        portions = in_portions(wanted, self._limits.max_images)
         if not portions:
             return
         visit = portions[0].visit
@@ -189,13 +86,7 @@ class ImageGenerator:
         for _ in portions:
             # One call per portion is enough, though none need draw its own.
             self._thread.submit(self._draw_next)
-        try:
-            while (event := _next(visit.events)) is not None:
-                if isinstance(event, Exception):
-                    raise event
-                yield event
-        finally:
-            visit.over.set()
+        yield from visit.stream()
 
     def _draw_next(self) -> None:
         """Draw the batch whose turn it is, if anyone is still waiting."""
@@ -208,14 +99,14 @@ class ImageGenerator:
             for portion in taken:
                 portion.visit.fail(error)
             return
-        for portion, own in zip(batch, _shares(batch, images), strict=True):
+        for portion, own in zip(batch, shares(batch, images), strict=True):
             portion.finish(own)
 
-    def _take(self) -> list[_Portion]:
+    def _take(self) -> list[Portion]:
         """Take the first portion off the queue, and those behind it that fit into its batch."""
         with self._lock:
             waiting = [portion for portion in self._waiting if not portion.visit.over.is_set()]
-            taken: list[_Portion] = []
+            taken: list[Portion] = []
             room = self._limits.max_images
             for portion in waiting:
                 if len(portion.wanted) <= room and portion.common == waiting[0].common:
@@ -224,7 +115,7 @@ class ImageGenerator:
             self._waiting = [portion for portion in waiting if portion not in taken]
         return taken
 
-    def _draw(self, batch: list[_Portion]) -> list[Image.Image]:
+    def _draw(self, batch: list[Portion]) -> list[Image.Image]:
         """The pictures of several portions, in order."""
         wanted = [settings for portion in batch for settings in portion.wanted]
         common = wanted[0]
@@ -255,7 +146,7 @@ class ImageGenerator:
             del self._loaded[name]
         return versions
 
-    def _loads(self, portion: _Portion, versions: Mapping[str, FileVersion]) -> bool:
+    def _loads(self, portion: Portion, versions: Mapping[str, FileVersion]) -> bool:
         """Load a portion's adapters; what is wrong with them is its visitor's concern alone."""
         portion.progress(0, portion.wanted[0].steps)
         try:
@@ -280,7 +171,7 @@ class ImageGenerator:
 
 
 def _after_step(
-    batch: list[_Portion], pipe: Any, index: int, _: Any, tensors: dict[str, Any]
+    batch: list[Portion], pipe: Any, index: int, _: Any, tensors: dict[str, Any]
 ) -> dict[str, Any]:
     """The pipeline's `callback_on_step_end`."""
     if all(portion.visit.over.is_set() for portion in batch):
@@ -289,18 +180,9 @@ def _after_step(
     step, steps = index + 1, pipe.num_timesteps
     shown = step % max(1, steps // _PREVIEWS) == 0 and step < steps
     previews = preview(pipe, tensors["latents"]) if shown else ()
-    for portion, own in zip(batch, _shares(batch, previews), strict=True):
+    for portion, own in zip(batch, shares(batch, previews), strict=True):
         portion.progress(step, steps, own)
     return tensors
-
-
-def _shares(
-    batch: list[_Portion], images: Sequence[Image.Image]
-) -> Iterator[tuple[Image.Image, ...]]:
-    """Each portion's part of a batch's images; of none, none."""
-    remaining = iter(images)
-    for portion in batch:
-        yield tuple(islice(remaining, len(portion.wanted)))
 
 
 @torch.no_grad()
@@ -312,32 +194,3 @@ def preview(pipe: Any, latents: Tensor) -> tuple[Image.Image, ...]:
         latents = torch.nn.functional.interpolate(latents, scale_factor=scale, mode="area")
     images = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
     return tuple(pipe.image_processor.postprocess(images))
-
-
-def _next(events: SimpleQueue[Event | Exception | None]) -> Event | Exception | None:
-    try:
-        return events.get(timeout=_PATIENCE)
-    except Empty:
-        return Waiting()
-
-
-def _common(settings: PictureSettings) -> str:
-    """The settings that pictures of one batch share."""
-    return repr(dataclasses.replace(settings, prompt="", adapters={}, seed=0))
-
-
-def _portions(wanted: Sequence[PictureSettings], size: int) -> list[_Portion]:
-    """A visitor's pictures by the batches they go into, at most `size` each, in order."""
-    groups: dict[str, list[int]] = {}
-    for index, settings in enumerate(wanted):
-        groups.setdefault(_common(settings), []).append(index)
-    batches = [
-        group[start : start + size]
-        for group in groups.values()
-        for start in range(0, len(group), size)
-    ]
-    visit = _Visit(len(batches))
-    return [
-        _Portion(visit, number, len(batches), indices, [wanted[index] for index in indices])
-        for number, indices in enumerate(batches, 1)
-    ]

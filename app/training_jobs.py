@@ -16,8 +16,6 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -28,107 +26,17 @@ from app.errors import AppError, SettingError
 from app.library import AdapterLibrary
 from app.photos import write_squares
 from app.settings import Limits
+from app.training_status import Sample, Stage, TrainingStatus
 from svfit_diffusion.errors import SVFitError
+from svfit_diffusion.families import family_of
+from svfit_diffusion.training import Trainer, TrainingConfig
 from svfit_diffusion.training.class_images import generate_class_images
-from svfit_diffusion.training.config import TrainingConfig
-from svfit_diffusion.training.trainer import DEFAULT_STEPS, Trainer
+from svfit_diffusion.training.trainer import DEFAULT_STEPS
 
 logger = logging.getLogger(__name__)
 
 _THUMBNAIL = 256  # pixels; what a status keeps of a photo
 _CLASS_IMAGE_SEED = 0  # the same for all trainings, which can thus share class images
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Settings that go together.
-
-    Attributes:
-        steps: optimizer steps.
-        learning_rate: of the shifts.
-        prior_preservation: whether to train on class images, too.
-    """
-
-    steps: int
-    learning_rate: float
-    prior_preservation: bool
-
-
-_RATE = TrainingConfig.learning_rate
-PRESETS = {
-    "quick": Preset(steps=120, learning_rate=2 * _RATE, prior_preservation=False),
-    "balanced": Preset(steps=DEFAULT_STEPS, learning_rate=_RATE, prior_preservation=True),
-    "thorough": Preset(steps=1000, learning_rate=_RATE, prior_preservation=True),
-}
-
-
-class Stage(Enum):
-    """How far a training is."""
-
-    PREPARING = "preparing"
-    TRAINING = "training"
-    SAVING = "saving"
-    FINISHED = "finished"
-    STOPPED = "stopped"
-    FAILED = "failed"
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more will happen."""
-        return self in (Stage.FINISHED, Stage.STOPPED, Stage.FAILED)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Pictures drawn while training.
-
-    Attributes:
-        step: optimizer steps done; 0 is the base model.
-        images: pictures of the validation prompt, from the same seeds every time.
-    """
-
-    step: int
-    images: tuple[Image.Image, ...]
-
-
-@dataclass(frozen=True)
-class TrainingStatus:
-    """What there is to see of a training.
-
-    Attributes:
-        run: tells one training from every other.
-        revision: how often anything here has changed.
-        adapter_name: name asked for; once the adapter is in the library, the name it has there.
-        config: settings.
-        photos: thumbnails of the squares learned.
-        stage: how far it is.
-        message: one sentence on what goes on or came of it.
-        total_steps: optimizer steps of the whole run.
-        losses: loss of each step done.
-        drifts: `‖δ‖ / ‖σ⁰‖` after each step done.
-        samples: pictures drawn so far.
-        seconds_left: estimate for the remaining steps; None while nothing is known.
-        kept: whether the adapter is in the library.
-    """
-
-    run: str
-    adapter_name: str
-    config: TrainingConfig
-    photos: tuple[Image.Image, ...]
-    stage: Stage
-    message: str
-    total_steps: int
-    losses: tuple[float, ...] = ()
-    drifts: tuple[float, ...] = ()
-    samples: tuple[Sample, ...] = ()
-    seconds_left: float | None = None
-    kept: bool = False
-    revision: int = 0
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps done."""
-        return len(self.losses)
 
 
 class TrainingJobs:
@@ -309,12 +217,25 @@ class _Job(threading.Thread):
         if not config.with_prior_preservation:
             return
         total = config.num_class_images
+        family = family_of(pipe)
+        side = config.resolution or family.native_size
+        arguments = family.generation_arguments(
+            (side, side), config.num_inference_steps, config.guidance_scale
+        )
         for start in range(0, total, config.sample_batch_size):
             self._leave_if_stopping()
             self._show(message=f"Drawing pictures of the class: {start} of {total}.")
             upto = min(start + config.sample_batch_size, total)
-            part = dataclasses.replace(config, num_class_images=upto)
-            generate_class_images(pipe, part, _CLASS_IMAGE_SEED, show_progress=False)
+            generate_class_images(
+                pipe,
+                config.class_folder,
+                config.class_prompt or "",
+                upto,
+                arguments,
+                batch_size=config.sample_batch_size,
+                seed=_CLASS_IMAGE_SEED,
+                show_progress=False,
+            )
 
     def _leave_if_stopping(self) -> None:
         if self.stopping.is_set():

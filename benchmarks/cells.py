@@ -27,7 +27,6 @@ from benchmarks.scoring import Scorer
 from benchmarks.subjects import Subject, read_subject
 from svfit_diffusion.files.atomic import write_atomically
 from svfit_diffusion.training.class_images import generate_class_images
-from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.photos import Photo, load_photos
 
 _CLASS_IMAGES = 32
@@ -165,10 +164,23 @@ class Bench:
 
     def prepare(self, subjects: Sequence[str]) -> None:
         """Read all subjects, so that errors come first, and make the class images that lack."""
+        recipe = self.setup.recipe
+        arguments = {
+            "num_inference_steps": recipe.inference_steps,
+            "guidance_scale": recipe.guidance,
+        }
         for subject in map(self.subject, subjects):
             self._scorer(subject)
-            if self.setup.recipe.prior_loss_weight:
-                generate_class_images(self._pipe, self._class_config(subject), seed=0)
+            if recipe.prior_loss_weight:
+                generate_class_images(
+                    self._pipe,
+                    self._class_folder(subject),
+                    subject.class_prompt,
+                    _CLASS_IMAGES,
+                    arguments,
+                    batch_size=16,
+                    seed=0,
+                )
 
     def subject(self, name: str) -> Subject:
         """Read a subject's folder."""
@@ -248,25 +260,13 @@ class Bench:
             self._scorers[subject.name] = Scorer(subject, self._extractor)
         return self._scorers[subject.name]
 
-    def _class_config(self, subject: Subject) -> TrainingConfig:
-        recipe = self.setup.recipe
-        return TrainingConfig(
-            pretrained_model_name_or_path=self.setup.base,
-            instance_data_dir=str(subject.folder),
-            instance_prompt=subject.instance_prompt,
-            with_prior_preservation=True,
-            class_prompt=subject.class_prompt,
-            class_data_dir=str(self.setup.folder / "class_images" / subject.class_name),
-            num_class_images=_CLASS_IMAGES,
-            sample_batch_size=16,
-            num_inference_steps=recipe.inference_steps,
-            guidance_scale=recipe.guidance,
-        )
+    def _class_folder(self, subject: Subject) -> Path:
+        return self.setup.folder / "class_images" / subject.class_name
 
     def _class_photos(self, subject: Subject) -> list[Photo]:
         if not self.setup.recipe.prior_loss_weight:
             return []
-        folder = Path(self._class_config(subject).class_data_dir or "")
+        folder = self._class_folder(subject)
         return load_photos(folder, subject.class_prompt, limit=_CLASS_IMAGES)
 
 

@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from PIL import Image
 from torch import nn
 
 from benchmarks.methods import Adapted
 from benchmarks.subjects import Prompt, Subject
+from svfit_diffusion.families import family_of
+from svfit_diffusion.files.scratch import Scratch
 from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.objective import Objective
-from svfit_diffusion.training.photo_set import PhotoSet, draw_batch
+from svfit_diffusion.training.optimization import make_optimizer
+from svfit_diffusion.training.photo_set import photo_sets
 from svfit_diffusion.training.photos import Photo, load_photos
-from svfit_diffusion.training.setup import make_optimizer
 
 _WARMUP_SHARE = 0.05
 _CONTROL_SEED = 1_000_000
@@ -74,17 +75,23 @@ def train(
         learning_rate=learning_rate,
         snr_gamma=recipe.snr_gamma,
     )
-    resolution = int(pipe.unet.config.sample_size) * int(pipe.vae_scale_factor)
-    photos = load_photos(subject.folder, subject.instance_prompt)
-    photo_sets = [PhotoSet(photos, pipe, config, resolution, stream=0)]
-    weights = [1.0]
+    family = family_of(pipe)
+    kinds = [load_photos(subject.folder, subject.instance_prompt)]
     if recipe.prior_loss_weight:
-        photo_sets.append(PhotoSet(class_photos, pipe, config, resolution, stream=1))
-        weights.append(recipe.prior_loss_weight)
-    for photo_set in photo_sets:
+        kinds.append(class_photos)
+    sets = photo_sets(
+        family,
+        kinds,
+        family.native_size,
+        aspect_buckets=False,
+        center_crop=True,
+        random_flip=False,
+        proportion_empty_prompts=0.0,
+        scratch=Scratch(),
+    )
+    for photo_set in sets:
         photo_set.cache_latents()
-    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
-    objective = Objective(scheduler, config.snr_gamma or None)
+    objective = Objective(family, family.noise_process(config.noise), sets, seed)
     optimizer = make_optimizer(config, [{"params": adapted.parameters, "lr": learning_rate}])
     schedule = get_scheduler(
         config.lr_scheduler,
@@ -93,11 +100,10 @@ def train(
         num_training_steps=recipe.steps,
     )
     for step in range(recipe.steps):
-        positions = range(step * recipe.batch, (step + 1) * recipe.batch)
-        batch = draw_batch(photo_sets, objective, seed, positions)
-        losses = objective.batch_losses(pipe.unet, batch).chunk(len(photo_sets))
-        total = sum(weight * loss.mean() for weight, loss in zip(weights, losses, strict=True))
-        torch.as_tensor(total).backward()
+        positions = list(range(step * recipe.batch, (step + 1) * recipe.batch))
+        instance, prior = objective.losses(positions)
+        total = instance if prior is None else instance + recipe.prior_loss_weight * prior
+        total.backward()
         nn.utils.clip_grad_norm_(adapted.parameters, config.max_grad_norm)
         optimizer.step()
         schedule.step()

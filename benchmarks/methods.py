@@ -36,6 +36,10 @@ _NAME = "subject"
 _ATTENTION = {
     "unet": ["to_q", "to_k", "to_v", "to_out.0"],
     "text_encoder": ["q_proj", "k_proj", "v_proj", "out_proj"],
+    "transformer": [
+        *("to_q", "to_k", "to_v", "to_out.0"),
+        *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    ],
 }
 _FEED_FORWARD = {"unet": ["ff.net.2"], "text_encoder": ["fc2"]}
 _KEYS_AND_VALUES = {"unet": ["to_k", "to_v"], "text_encoder": ["k_proj", "v_proj"]}

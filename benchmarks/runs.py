@@ -8,15 +8,15 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from svfit_diffusion.training.photo_set import draw_batch
-from svfit_diffusion.training.trainer import Trainer
+from svfit_diffusion.training import Trainer
+from svfit_diffusion.training.batches import draw_batches
 
 _SEED = 1234
 
 
 @torch.no_grad()
 def fixed_loss(trainer: Trainer, timesteps: int = 10) -> float:
-    """Loss over all instance photos, always at the same noise and the same timesteps.
+    """Loss over all instance photos, always at the same noise and the same timesteps (of ε or v).
 
     Args:
         trainer: before, between or after its steps.
@@ -24,15 +24,15 @@ def fixed_loss(trainer: Trainer, timesteps: int = 10) -> float:
     """
     photo_set, objective = trainer.photo_sets[0], trainer.objective
     positions = range(len(photo_set.photos))
-    total = int(objective.scheduler.config["num_train_timesteps"])
+    total = int(trainer.pipe.scheduler.config["num_train_timesteps"])
     losses = []
-    with trainer.generating() as pipe:
+    with trainer.generating():
         for index in range(timesteps):
             at = [index * len(positions) + position for position in positions]
-            batch = draw_batch([photo_set], objective, _SEED, at)
-            same = torch.full_like(batch.timesteps, round((index + 0.5) / timesteps * total))
-            batch = dataclasses.replace(batch, timesteps=same)
-            losses.append(objective.batch_losses(pipe.unet, batch).cpu())
+            for batch in draw_batches([photo_set], objective.process, _SEED, at):
+                same = torch.full_like(batch.time, round((index + 0.5) / timesteps * total))
+                batch = dataclasses.replace(batch, time=same)
+                losses.append(objective.batch_losses(batch).cpu())
     return float(torch.cat(losses).mean())
 
 

@@ -23,6 +23,7 @@ from unittest.mock import patch
 import torch
 
 from benchmarks import speed_adapters as adapters
+from benchmarks import speed_flux as flux
 from benchmarks import speed_inference as inference
 from benchmarks import speed_parallel as parallel
 from benchmarks import speed_training as training
@@ -67,6 +68,8 @@ GROUPS: dict[str, Group] = {
     "memory_text_encoder": Group(functools.partial(training.sd15_memory, text_encoder=True)),
     "memory_full": Group(training.full_memory, by_default=False),
     "memory_sdxl": Group(training.sdxl_memory, by_default=False),
+    "train_step_flux": Group(flux.flux_step, by_default=False),
+    "memory_flux": Group(flux.flux_memory, by_default=False),
     "image": Group(inference.denoiser_call),
     "image_toybox": Group(inference.toybox_image),
     "load": Group(adapters.load),

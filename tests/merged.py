@@ -86,6 +86,18 @@ def load(pipe: Any, name: str = "a", **kwargs: Any) -> Any:
     return pipe
 
 
+CHANGES: tuple[Callable[[Any], Any], ...] = (
+    lambda pipe: pipe.disable_svfit(),
+    lambda pipe: pipe.set_svfit_adapters("a", 0.5),
+    lambda pipe: pipe.fuse_svfit(),
+    lambda pipe: pipe.delete_svfit_adapters("a"),
+    lambda pipe: pipe.unload_svfit_weights(),
+    lambda pipe: pipe.svfit_adapters_per_prompt(["a"]).__enter__(),
+    lambda pipe: load(pipe, "b"),
+)
+"""All that changes how a pipeline with `load`'s adapter draws."""
+
+
 @dataclass(frozen=True)
 class Expected:
     """What a pipeline or model has to give.

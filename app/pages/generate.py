@@ -4,42 +4,20 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from app.errors import SettingError
-from app.generation import Picture, Progress, Waiting, concurrent_drawings
-from app.library import SUFFIX
-from app.pages.controls import (
-    PLAIN_PROMPT,
-    SAMPLE_ADAPTER,
-    SAMPLE_PROMPT,
-    Mixer,
-    Sampling,
-    mixer,
-    mixer_values,
-    picture_settings,
-    prompt_box,
-    sampling,
-    seed_box,
-)
+from app.generation import concurrent_drawings
+from app.pages.controls import mixer_values, picture_settings
+from app.pages.generate_parts import GenerateParts, lay_out
 from app.pages.messages import drawing, plain_errors, said, status, watch
 from app.picture import PictureSettings, variations, whole
 from app.png_metadata import read_settings, save_picture
 from app.services import Services
-
-EXAMPLES: tuple[tuple[str, list[str]], ...] = (
-    (SAMPLE_PROMPT, [SAMPLE_ADAPTER]),
-    ("a photo of sks car in the snow", [SAMPLE_ADAPTER]),
-    (PLAIN_PROMPT, []),
-    ("a cartoon of a cat in the jungle", []),
-    ("a 3d render of a robot in the city", []),
-    ("a flat drawing of a red mushroom on grass", []),
-)
-"""Prompts that work on the embedded base model, with the adapters they need."""
+from app.visits import Picture, Progress, Waiting
 
 _HISTORY = 60
 """Pictures of a session that stay in view."""
@@ -51,124 +29,16 @@ Tile = tuple[str, str]
 """A picture's path and its caption."""
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """The components of the page that do something."""
-
-    prompt: gr.Textbox
-    go: gr.Button
-    halt: gr.Button
-    line: gr.HTML
-    result: gr.Gallery
-    reuse_seed: gr.Button
-    reuse: gr.Button
-    history: gr.Gallery
-    mixer: Mixer
-    added: gr.UploadButton
-    seed: gr.Number
-    new_seed: gr.Checkbox
-    count: gr.Slider
-    sampling: Sampling
-    dropped: gr.File
-    earlier: gr.State
-
-
 def build(services: Services, tab: gr.Tab) -> None:
     """Build the page inside the current tab."""
     with gr.Row(elem_classes="studio"):
-        parts = _lay_out(services, tab)
+        parts = lay_out(services, tab)
     _wire_drawing(services, parts)
     _wire_restoring(services, parts)
     _wire_adding(services, parts)
 
 
-def _lay_out(services: Services, tab: gr.Tab) -> _Parts:
-    with gr.Column(elem_classes="ask"):
-        prompt = prompt_box(services, "generate")
-        with gr.Row():
-            go = gr.Button("Generate", variant="primary", scale=3, elem_id="generate-go")
-            halt = gr.Button("Stop", scale=1, min_width=80, elem_id="generate-stop")
-        line = gr.HTML(status("Ready."), padding=False, elem_id="generate-status")
-    with gr.Column(elem_classes="show"):
-        result = gr.Gallery(
-            label="Picture",
-            format="png",
-            columns=1,
-            object_fit="contain",
-            fit_columns=False,
-            interactive=False,
-            elem_id="generate-result",
-        )
-        with gr.Row():
-            reuse_seed = gr.Button("Reuse the last seed", size="sm", elem_id="generate-reuse-seed")
-            reuse = gr.Button(
-                "Use the chosen picture's settings", size="sm", elem_id="generate-reuse"
-            )
-        history = gr.Gallery(
-            label="This session; click a picture to choose it",
-            format="png",
-            columns=6,
-            fit_columns=False,
-            height="auto",
-            allow_preview=False,
-            interactive=False,
-            elem_id="generate-history",
-            elem_classes="compact",
-        )
-    with gr.Column(elem_classes="tune"):
-        examples = gr.Column()  # stands above the mixer, whose choice it sets
-        mixer_ = mixer(services, tab, "generate")
-        with examples:
-            _build_examples(services, prompt, mixer_.names)
-        added = gr.UploadButton(
-            "Add an adapter file …", file_types=[SUFFIX], size="sm", elem_id="generate-add-adapter"
-        )
-        with gr.Accordion("Settings", open=False, elem_id="generate-settings"):
-            with gr.Row():
-                seed = seed_box("generate")
-                new_seed = gr.Checkbox(
-                    True,
-                    label="A new seed every time",
-                    info="Off: the seed in the field is used again.",
-                    elem_id="generate-new-seed",
-                )
-            count = gr.Slider(
-                1,
-                services.limits.max_images,
-                value=1,
-                step=1,
-                label="Pictures",
-                info="How many to draw together, from consecutive seeds.",
-                elem_id="generate-count",
-            )
-            sampling_ = sampling(services, "generate")
-        dropped = gr.File(
-            label="Drop a picture to restore its settings",
-            file_types=[".png"],
-            height=120,
-            elem_id="generate-restore",
-        )
-    return _Parts(
-        prompt=prompt,
-        go=go,
-        halt=halt,
-        line=line,
-        result=result,
-        reuse_seed=reuse_seed,
-        reuse=reuse,
-        history=history,
-        mixer=mixer_,
-        added=added,
-        seed=seed,
-        new_seed=new_seed,
-        count=count,
-        sampling=sampling_,
-        dropped=dropped,
-        earlier=gr.State([]),
-    )
-
-
-def _wire_drawing(services: Services, parts: _Parts) -> None:
+def _wire_drawing(services: Services, parts: GenerateParts) -> None:
     def generate(
         prompt: str,
         negative_prompt: str,
@@ -244,7 +114,7 @@ def _wire_drawing(services: Services, parts: _Parts) -> None:
     )
 
 
-def _wire_restoring(services: Services, parts: _Parts) -> None:
+def _wire_restoring(services: Services, parts: GenerateParts) -> None:
     def restore(path: str | None) -> tuple[Any, ...]:
         with plain_errors():
             if path is None:
@@ -294,7 +164,7 @@ def _wire_restoring(services: Services, parts: _Parts) -> None:
     )
 
 
-def _wire_adding(services: Services, parts: _Parts) -> None:
+def _wire_adding(services: Services, parts: GenerateParts) -> None:
     def add(path: str, chosen: list[str]) -> tuple[gr.Dropdown, str]:
         with plain_errors():
             name = services.library.add(Path(path))
@@ -309,16 +179,3 @@ def caption(settings: PictureSettings) -> str:
     """What to write under a picture: its seed, and its adapters if it has any."""
     adapters = (f"{name} × {strength:g}" for name, strength in settings.adapters.items())
     return " · ".join((f"seed {settings.seed}", *adapters))
-
-
-def _build_examples(services: Services, prompt: gr.Textbox, names: gr.Dropdown) -> None:
-    present = set(services.library.names())
-    usable = [[text, adapters] for text, adapters in EXAMPLES if present.issuperset(adapters)]
-    gr.Examples(
-        usable,
-        [prompt, names],
-        example_labels=[str(text) for text, _ in usable],
-        label="Try",
-        api_visibility="private",
-        elem_id="generate-examples",
-    )

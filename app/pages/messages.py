@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.generation import Progress
+from app.visits import Progress
 from svfit_diffusion.errors import SVFitError
 
 logger = logging.getLogger(__name__)

@@ -99,11 +99,12 @@ class Applied:
                 place.original = None
                 place.see()
 
-    def see(self, paths: Iterable[str]) -> None:
-        """Remember the weights of layers that have just become known."""
-        for path in paths:
-            self._places[path] = WeightPlace(self._layers[path].layer)
-            self._places[path].see()
+    def see(self, layers: Mapping[str, Shiftable]) -> None:
+        """Remember the weights of layers that become known now."""
+        places = {path: WeightPlace(layer) for path, layer in layers.items()}
+        for place in places.values():
+            place.see()
+        self._places |= places
 
     def forget(self, paths: Iterable[str]) -> None:
         """Forget layers whose own weights are in place."""
@@ -198,6 +199,18 @@ class Applied:
                         self, weights, held, fused, self._live(self._live_paths(weights), weights)
                     )
                 )
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """While shifts are in training: let the model be the base, at no cost."""
+        projections = self._patches.live
+        for projection in projections:
+            projection.paused = True
+        try:
+            yield
+        finally:
+            for projection in projections:
+                projection.paused = False
 
     def _live_paths(self, weights: Mapping[str, float]) -> list[str]:
         """The layers on which these adapters are in training."""

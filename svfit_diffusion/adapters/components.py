@@ -132,7 +132,9 @@ def collect_adapter(
         if adapter_name in injection.adapter_names:
             shifts = dict(injection.sigma_parameters(adapter_name))
             fingerprints[component] = injection.fingerprint(adapter_name)
-            deltas[component] = {path: shift.detach().cpu() for path, shift in shifts.items()}
+            deltas[component] = {
+                path: shift.detach().to("cpu", copy=True) for path, shift in shifts.items()
+            }
             sketches[component] = {
                 path: sketch(injection.layers[path].basis, shift) for path, shift in shifts.items()
             }

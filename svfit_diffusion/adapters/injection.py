@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -10,43 +10,33 @@ import torch
 from torch import Tensor, nn
 
 from svfit_diffusion.adapters.applied import Applied, Change, make
-from svfit_diffusion.adapters.deltas import copied_deltas
-from svfit_diffusion.adapters.layers import ShiftedLayer
 from svfit_diffusion.adapters.mixing import Mix
+from svfit_diffusion.adapters.registry import Registry
 from svfit_diffusion.adapters.rows import RowLayout
 from svfit_diffusion.adapters.selection import Selection, check_known
 from svfit_diffusion.adapters.targets import shiftable_layers
 from svfit_diffusion.errors import AdapterNameError, StateError
-from svfit_diffusion.files.metadata import AdapterMetadata
 from svfit_diffusion.spectrum.basis import Basis
-from svfit_diffusion.spectrum.cache import fingerprint
 
 _ATTRIBUTE = "_svfit_injection"
 
 
-class Injection:
-    """All adapters of one model.
+class Injection(Registry):
+    """All adapters of one model, and which of them act.
 
     Get it with `Injection.of(model)`; it hangs on the model until `eject`.
 
     Attributes:
         model: the model whose layers are shifted.
-        layers: shifted layers by module path.
         applied: how their shifts act.
-        metadata: what is known of adapters that came from a file, by adapter name.
-        spans: the pipeline components that each adapter is on, by adapter name.
         selection: which adapters act.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        super().__init__()
         self.model = model
-        self.layers: dict[str, ShiftedLayer] = {}
         self.applied = Applied(model, self.layers)
-        self.metadata: dict[str, AdapterMetadata] = {}
-        self.spans: dict[str, tuple[str, ...]] = {}
         self.selection = Selection()
-        # Of each adapter in order, by module path: those that the layers have, too.
-        self._deltas: dict[str, dict[str, nn.Parameter]] = {}
 
     @staticmethod
     def of(model: nn.Module) -> Injection:
@@ -57,11 +47,6 @@ class Injection:
     def find(model: nn.Module) -> Injection | None:
         """The injection of `model`, or None if it carries no adapter."""
         return getattr(model, _ATTRIBUTE, None)
-
-    @property
-    def adapter_names(self) -> list[str]:
-        """The adapters added, in order."""
-        return list(self._deltas)
 
     @torch.inference_mode(False)
     def add_adapter(
@@ -91,35 +76,14 @@ class Injection:
             raise AdapterNameError(
                 f"adapter name {adapter_name!r} is taken; delete that adapter or use another name"
             )
-        layers = shiftable_layers(self.model)
-        parameters = {
-            path: nn.Parameter(value, requires_grad=trainable)
-            for path, value in copied_deltas(deltas, layers, whole=not trainable).items()
-        }
-        new = [path for path in deltas if path not in self.layers]
-        for path in new:
-            self.layers[path] = ShiftedLayer(layers[path], bases[path])
-        for path, parameter in parameters.items():
-            shifted = self.layers[path]
-            if shifted.basis.rank < parameter.numel():
-                shifted.basis = bases[path]
-            shifted.add(adapter_name, parameter)
-        for path in bases:
-            self.layers[path].digest = digests[path]
-        self.applied.see(new)
-        self._deltas[adapter_name] = parameters
-        setattr(self.model, _ATTRIBUTE, self)
-
-    def at_hand(self, ranks: Mapping[str, int]) -> dict[str, str]:
-        """Digests, by path, of those layers asked for whose basis another adapter brought.
-
-        Those of which a higher rank is wanted are left out.
-        """
-        return {
-            path: self.layers[path].digest
-            for path, rank in ranks.items()
-            if path in self.layers and self.layers[path].basis.rank >= rank
-        }
+        new = self._new_layers(deltas, shiftable_layers(self.model), bases, digests)
+        self.applied.see({path: shifted.layer for path, shifted in new.items()})
+        try:
+            self._enter(adapter_name, deltas, bases, new, trainable=trainable)
+            setattr(self.model, _ATTRIBUTE, self)
+        except BaseException:
+            self.forget([adapter_name])
+            raise
 
     def remove_adapter(self, adapter_name: str) -> None:
         """Remove an adapter; layers that no adapter shifts any more are restored.
@@ -143,15 +107,7 @@ class Injection:
         """Forget adapters that no longer act."""
         weights = {n: w for n, w in self.selection.weights.items() if n not in adapter_names}
         self.selection = replace(self.selection, weights=weights)
-        for name in adapter_names:
-            for path in self._deltas.pop(name):
-                del self.layers[path].deltas[name]
-            self.metadata.pop(name, None)
-            self.spans.pop(name, None)
-        idle = [path for path, shifted in self.layers.items() if not shifted.deltas]
-        self.applied.forget(idle)
-        for path in idle:
-            del self.layers[path]
+        self.applied.forget(self._strike(adapter_names))
         if not self._deltas and Injection.find(self.model) is self:
             delattr(self.model, _ATTRIBUTE)
 
@@ -201,8 +157,7 @@ class Injection:
 
         Raises:
             AdapterNameError: there is no such adapter.
-            StateError: adapters are fused, or given per prompt at the moment, or the model runs its
-                layers in a way that leaves no room for training; all is as it was.
+            StateError: adapters are fused, given per prompt, or cannot be trained as layers run.
         """
         self.selection.refuse_change("freeze or thaw an adapter")
         parameters = {p: p.requires_grad for _, p in self.sigma_parameters(adapter_name)}
@@ -262,25 +217,6 @@ class Injection:
                 # Unless all were ejected meanwhile.
                 if self.selection.mixing:
                     self.selection = before
-
-    def sigma_parameters(self, adapter_name: str) -> Iterator[tuple[str, nn.Parameter]]:
-        """The shifts `δ = σ − σ⁰` of an adapter, `(r,)` float32, by module path.
-
-        Raises:
-            AdapterNameError: there is no such adapter.
-        """
-        check_known([adapter_name], self._deltas)
-        yield from self._deltas[adapter_name].items()
-
-    def fingerprint(self, adapter_name: str, paths: Iterable[str] | None = None) -> str:
-        """One digest of the base weights under an adapter's layers, or under some of them.
-
-        Raises:
-            AdapterNameError: there is no such adapter.
-        """
-        chosen = [path for path, _ in self.sigma_parameters(adapter_name)]
-        digests = {path: shifted.digest for path, shifted in self.layers.items()}
-        return fingerprint(digests, chosen if paths is None else paths)
 
     @torch.inference_mode(False)
     def prepare_ejection(self) -> Change:

@@ -28,12 +28,16 @@ class LiveProjection:
     Args:
         shifted: the layer.
         weights: of the active adapters, by name.
+
+    Attributes:
+        paused: whether it is the layer itself for a while.
     """
 
     def __init__(self, shifted: ShiftedLayer, weights: Mapping[str, float]) -> None:
         self._shifted = shifted
         self._active = shifted.active(weights)
         self._one_sided: OneSidedBasis | None = None
+        self.paused = False
         self._place_basis()
 
     def close(self) -> None:
@@ -69,7 +73,7 @@ class LiveProjection:
         """`W' x + b`, shaped as the layer would."""
         shifted, layer = self._shifted, self._shifted.layer
         weight, bias = layer.weight, layer.bias
-        if not self._active:
+        if self.paused or not self._active:
             return shifted.project(x, weight, bias)
         if self._place != (weight.device, weight.dtype):
             self._follow_move()

@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from svfit_diffusion.adapters.attention import Projection, SVFitAttnProcessor, wrap_processor
+from svfit_diffusion.adapters.live import LiveProjection
 from svfit_diffusion.adapters.targets import attention_projections, fused_projections
 from svfit_diffusion.adapters.weights import is_hooked
 from svfit_diffusion.errors import StateError
@@ -88,6 +89,11 @@ class Patches:
             self._hooks.append(self._model.register_forward_pre_hook(self._refuse_foreign))
             if watch is not None:
                 self._hooks.append(self._model.register_forward_pre_hook(watch, with_kwargs=True))
+
+    @property
+    def live(self) -> list[LiveProjection]:
+        """Those of shifts in training."""
+        return [p for p in self._projections.values() if isinstance(p, LiveProjection)]
 
     def remove(self) -> None:
         """Take all off: the model has its own objects again. Idempotent."""

@@ -4,6 +4,7 @@ from svfit_diffusion.training import Trainer, TrainingConfig
 """
 
 from svfit_diffusion.training.config import TrainingConfig
-from svfit_diffusion.training.trainer import StepRecord, Trainer
+from svfit_diffusion.training.step import StepRecord
+from svfit_diffusion.training.trainer import Trainer
 
 __all__ = ["StepRecord", "Trainer", "TrainingConfig"]

@@ -3,48 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from svfit_diffusion.adapters.config import SVFitConfig
 from svfit_diffusion.errors import ConfigError
+from svfit_diffusion.families import NoiseSettings
 from svfit_diffusion.spectrum.rank import parse_rank
-
-_FREE_WHEN_RESUMED = frozenset(
-    {
-        "pretrained_model_name_or_path",
-        "instance_data_dir",
-        "output_dir",
-        "class_data_dir",
-        "sample_batch_size",
-        "max_train_steps",
-        "num_train_epochs",
-        "allow_tf32",
-        "enable_xformers_memory_efficient_attention",
-        "validation_prompt",
-        "num_validation_images",
-        "validation_steps",
-        "num_inference_steps",
-        "guidance_scale",
-        "report_to",
-        "logging_dir",
-        "checkpointing_steps",
-        "checkpoints_total_limit",
-        "resume_from_checkpoint",
-        "push_to_hub",
-        "hub_token",
-        "hub_model_id",
-    }
-)
-"""Settings that may change when a run is resumed: they do not decide what it computes."""
-
-
-def _setting(default: Any, help: str) -> Any:
-    """A field with its help text."""
-    metadata = {"help": help}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+from svfit_diffusion.training.base import BaseSource
+from svfit_diffusion.training.fields import FREE_WHEN_RESUMED, check_range, setting
 
 
 @dataclass
@@ -56,183 +24,209 @@ class TrainingConfig:
     """
 
     # What to learn
-    pretrained_model_name_or_path: str = _setting(
+    pretrained_model_name_or_path: str = setting(
         "", "Base model: a folder or an id on huggingface.co."
     )
-    instance_data_dir: str = _setting("", "Folder with the photos of the subject.")
-    instance_prompt: str = _setting(
+    instance_data_dir: str = setting("", "Folder with the photos of the subject.")
+    instance_prompt: str = setting(
         "",
         "Prompt that names the subject by an identifier, such as 'a photo of sks dog'. A photo's "
         "own caption (photo.txt beside it, or metadata.jsonl) goes before it.",
     )
-    revision: str | None = _setting(None, "Revision of the base model.")
-    variant: str | None = _setting(None, "Variant of its weight files, such as 'fp16'.")
-    output_dir: str = _setting(
+    revision: str | None = setting(None, "Revision of the base model.")
+    variant: str | None = setting(None, "Variant of its weight files, such as 'fp16'.")
+    single_file_config: str | None = setting(
+        None, "For a base model in a single file: folder or id with its pipeline's configuration."
+    )
+    output_dir: str = setting(
         "svfit-dreambooth-model", "Where the adapter, checkpoints and pictures go."
     )
-    seed: int | None = _setting(None, "Seed of everything random; drawn and recorded if not given.")
+    seed: int | None = setting(None, "Seed of everything random; drawn and recorded if not given.")
 
     # Which singular values
-    rank: str = _setting(
+    rank: str = setting(
         "1.0",
         "Singular values to train per weight: an integer, or a fraction of the spectral energy to "
         "cover such as 0.99; 1.0 trains all.",
     )
-    budget: int | None = _setting(
+    budget: int | None = setting(
         None,
         "Keep only this many of them, the most useful over the whole model, and zero the others on "
         "the way; default: keep all.",
     )
-    target: list[str] = _setting(  # noqa: RUF009
+    target: list[str] = setting(  # noqa: RUF009
         ["attention"],
         "Layers: 'attention', 'all' (every Linear and Conv), layer names such as to_v, or regular "
         "expressions over module paths.",
     )
-    train_text_encoder: bool = _setting(
-        True,
-        "Also train the singular values of the text encoder's attention, which gives the "
-        "identifier a meaning; --no_train_text_encoder needs less memory.",
+    train_text_encoder: bool | None = setting(
+        None,
+        "Also train the singular values of the CLIP text encoders' attention, which gives the "
+        "identifier a meaning; default: where the base model has no other text encoder (Stable "
+        "Diffusion, SDXL). --no_train_text_encoder needs less memory.",
     )
 
     # Prior preservation
-    with_prior_preservation: bool = _setting(
+    with_prior_preservation: bool = setting(
         False, "Keep what the base knows of the class by training on its own class images too."
     )
-    class_prompt: str | None = _setting(
+    class_prompt: str | None = setting(
         None, "Prompt of the class without the identifier, such as 'a photo of a dog'."
     )
-    class_data_dir: str | None = _setting(
+    class_data_dir: str | None = setting(
         None,
         "Folder of class images, filled up by the base model; default: class_images in output_dir.",
     )
-    num_class_images: int = _setting(100, "How many class images to have.")
-    prior_loss_weight: float = _setting(1.0, "Weight of the loss on class images.")
-    sample_batch_size: int = _setting(
-        4, "Images generated at a time (class and validation images)."
+    num_class_images: int = setting(100, "How many class images to have.")
+    with_base_prior: bool = setting(
+        False,
+        "Keep what the base knows of the class without class images: the subject's photos, under "
+        "class_prompt, are to be denoised as the base would.",
     )
+    prior_loss_weight: float = setting(1.0, "Weight of the loss that keeps the class.")
+    sample_batch_size: int = setting(4, "Images generated at a time (class and validation images).")
 
     # Images
-    resolution: int | None = _setting(
+    resolution: int | None = setting(
         None, "Side of training images in pixels; default: the base model's own."
     )
-    center_crop: bool = _setting(
+    center_crop: bool = setting(
         True, "Crop photos to a square at the centre; --no_center_crop crops at random."
     )
-    random_flip: bool = _setting(False, "Mirror photos at random (not for asymmetric subjects).")
-    cache_latents: bool = _setting(
+    aspect_buckets: bool = setting(
+        False, "Keep the shape of each photo, at about the area of a square of the resolution."
+    )
+    mask_background_weight: float = setting(
+        0.0,
+        "Where a photo has a mask (photo.mask.png, the subject white), weight of the loss outside "
+        "it: 0 learns nothing there, 1 as much as inside.",
+    )
+    proportion_empty_prompts: float = setting(
+        0.0, "Share of the examples that are trained with an empty prompt (caption dropout)."
+    )
+    random_flip: bool = setting(False, "Mirror photos at random (not for asymmetric subjects).")
+    cache_latents: bool = setting(
         True, "Encode each photo once, then take the VAE off the device. Needs center_crop."
     )
-    pre_compute_text_embeddings: bool = _setting(
+    pre_compute_text_embeddings: bool = setting(
         True,
-        "Encode each prompt once, then take the text encoder off the device. Needs "
-        "--no_train_text_encoder.",
+        "Encode each prompt once, then take the text encoders off the device. Works where none of "
+        "them is trained.",
+    )
+    cache_to_disk: bool = setting(
+        False,
+        "Keep what is encoded in a folder in output_dir meanwhile, not in memory.",
+    )
+    offload: bool = setting(
+        False,
+        "Have text encoders, autoencoder and denoiser on the device one after the other, never "
+        "together.",
     )
 
     # Optimisation
-    train_batch_size: int = _setting(4, "Photos per device and forward pass.")
-    gradient_accumulation_steps: int = _setting(1, "Forward passes per optimizer step.")
-    max_train_steps: int | None = _setting(
-        None, "Optimizer steps; overrides num_train_epochs. Default: 400."
+    train_batch_size: int = setting(4, "Photos per device and forward pass.")
+    gradient_accumulation_steps: int = setting(1, "Forward passes per optimizer step.")
+    max_train_steps: int | None = setting(
+        None,
+        "Optimizer steps; overrides num_train_epochs. Default: 400.",
     )
-    num_train_epochs: int | None = _setting(None, "Passes over the photos.")
-    learning_rate: float = _setting(0.05, "Learning rate of the shifts (far above LoRA's).")
-    text_encoder_lr: float | None = _setting(
+    num_train_epochs: int | None = setting(None, "Passes over the photos.")
+    learning_rate: float = setting(0.05, "Learning rate of the shifts (far above LoRA's).")
+    text_encoder_lr: float | None = setting(
         None, "Learning rate of the text encoder's shifts; default: learning_rate."
     )
-    scale_lr: bool = _setting(
+    scale_lr: bool = setting(
         False, "Multiply learning rates by processes × accumulation steps × batch size."
     )
-    lr_scheduler: str = _setting(
+    lr_scheduler: str = setting(
         "cosine",
         "linear, cosine, cosine_with_restarts, polynomial, constant or constant_with_warmup.",
     )
-    lr_warmup_steps: int = _setting(20, "Optimizer steps over which the learning rate rises.")
-    lr_num_cycles: int = _setting(1, "Hard restarts of cosine_with_restarts.")
-    lr_power: float = _setting(1.0, "Power of polynomial.")
-    optimizer: Literal["AdamW", "prodigy"] = _setting(
+    lr_warmup_steps: int = setting(20, "Optimizer steps over which the learning rate rises.")
+    lr_num_cycles: int = setting(1, "Hard restarts of cosine_with_restarts.")
+    lr_power: float = setting(1.0, "Power of polynomial.")
+    optimizer: Literal["AdamW", "prodigy"] = setting(
         "AdamW", "AdamW, or prodigy, which finds the learning rate itself (use 1.0)."
     )
-    use_8bit_adam: bool = _setting(False, "AdamW of bitsandbytes, with 8-bit state.")
-    adam_beta1: float = _setting(0.9, "AdamW's and Prodigy's β₁.")
-    adam_beta2: float = _setting(0.99, "AdamW's and Prodigy's β₂.")
-    adam_weight_decay: float = _setting(0.0, "Weight decay: pulls shifts back to the base model.")
-    adam_epsilon: float = _setting(1e-8, "AdamW's and Prodigy's ε.")
-    max_grad_norm: float = _setting(1.0, "Gradients are clipped to this norm.")
-    snr_gamma: float = _setting(
-        0.0, "γ of Min-SNR weighting of the loss (arXiv 2303.09556), such as 5; 0 is none."
+    use_8bit_adam: bool = setting(False, "AdamW of bitsandbytes, with 8-bit state.")
+    adam_beta1: float = setting(0.9, "AdamW's and Prodigy's β₁.")
+    adam_beta2: float = setting(0.99, "AdamW's and Prodigy's β₂.")
+    adam_weight_decay: float = setting(0.0, "Weight decay: pulls shifts back to the base model.")
+    adam_epsilon: float = setting(1e-8, "AdamW's and Prodigy's ε.")
+    max_grad_norm: float = setting(1.0, "Gradients are clipped to this norm.")
+    snr_gamma: float = setting(
+        0.0,
+        "γ of Min-SNR weighting of the loss (arXiv 2303.09556), such as 5; 0 is none.",
     )
-    noise_offset: float = _setting(0.0, "Strength of noise that shifts whole channels.")
+    noise_offset: float = setting(0.0, "Strength of noise that shifts whole channels.")
+    weighting_scheme: Literal["none", "logit_normal", "mode", "sigma_sqrt", "cosmap"] | None = (
+        setting(
+            None,
+            "Density of times and weights of errors of a flow-matching base (arXiv 2403.03206); "
+            "default: the one its family is trained with.",
+        )
+    )
+    logit_mean: float = setting(0.0, "Mean of logit_normal.")
+    logit_std: float = setting(1.0, "Standard deviation of logit_normal.")
+    mode_scale: float = setting(1.29, "How far mode departs from uniform times.")
+    use_ema: bool = setting(
+        False, "Draw with and save a running mean of the shifts over the steps."
+    )
+    ema_decay: float = setting(0.99, "Decay of that mean for each step.")
 
     # Machine
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = _setting(
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
         None,
         "Precision of the frozen base, shifts are always float32; default: accelerate's setting.",
     )
-    gradient_checkpointing: bool = _setting(False, "Less memory for a slower backward pass.")
-    allow_tf32: bool = _setting(False, "TF32 matrix products on Ampere GPUs and later.")
-    enable_xformers_memory_efficient_attention: bool = _setting(False, "Attention by xformers.")
+    gradient_checkpointing: bool = setting(False, "Less memory for a slower backward pass.")
+    allow_tf32: bool = setting(False, "TF32 matrix products on Ampere GPUs and later.")
+    enable_xformers_memory_efficient_attention: bool = setting(False, "Attention by xformers.")
 
     # Watching
-    validation_prompt: list[str] = _setting(  # noqa: RUF009
+    validation_prompt: list[str] = setting(  # noqa: RUF009
         [], "Prompts to generate while training and for the final picture."
     )
-    num_validation_images: int = _setting(2, "Images per validation prompt.")
-    validation_steps: int = _setting(100, "Generate every so many steps.")
-    num_inference_steps: int = _setting(25, "Sampling steps of generated images.")
-    guidance_scale: float = _setting(7.5, "Guidance of generated images.")
-    report_to: str | None = _setting(None, "Tracker: tensorboard, wandb, comet_ml, … or all.")
-    logging_dir: str = _setting("logs", "Folder of tracker logs in output_dir.")
+    num_validation_images: int = setting(2, "Images per validation prompt.")
+    validation_steps: int = setting(100, "Generate every so many steps.")
+    num_inference_steps: int | None = setting(
+        None,
+        "Sampling steps of generated images; default: the base model's family's.",
+    )
+    guidance_scale: float | None = setting(
+        None, "Guidance of generated images; default: the base model's family's."
+    )
+    report_to: str | None = setting(None, "Tracker: tensorboard, wandb, comet_ml, … or all.")
+    logging_dir: str = setting("logs", "Folder of tracker logs in output_dir.")
 
     # Keeping
-    checkpointing_steps: int = _setting(500, "Save a resumable checkpoint every so many.")
-    checkpoints_total_limit: int | None = _setting(None, "Checkpoints to keep.")
-    resume_from_checkpoint: str | None = _setting(
+    checkpointing_steps: int = setting(500, "Save a resumable checkpoint every so many.")
+    checkpoints_total_limit: int | None = setting(None, "Checkpoints to keep.")
+    resume_from_checkpoint: str | None = setting(
         None, "A checkpoint folder, or 'latest' for the last one in output_dir."
     )
-    push_to_hub: bool = _setting(False, "Upload output_dir to the hub, with a model card.")
-    hub_token: str | None = _setting(None, "Token for the hub.")
-    hub_model_id: str | None = _setting(
+    push_to_hub: bool = setting(False, "Upload output_dir to the hub, with a model card.")
+    hub_token: str | None = setting(None, "Token for the hub.")
+    hub_model_id: str | None = setting(
         None, "Repository to upload to; default: the name of output_dir."
     )
 
     def __post_init__(self) -> None:
         self.svfit  # noqa: B018  (checks rank and target)
-        for name in (
-            "budget",
-            "num_class_images",
-            "sample_batch_size",
-            "train_batch_size",
-            "gradient_accumulation_steps",
-            "max_train_steps",
-            "num_train_epochs",
-            "num_validation_images",
-            "validation_steps",
-            "num_inference_steps",
-            "checkpointing_steps",
-            "checkpoints_total_limit",
-            "resolution",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
-        for name in ("learning_rate", "text_encoder_lr", "max_grad_norm"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ConfigError(f"{name} must be a positive number, got {value}")
-        for name in (
-            "prior_loss_weight",
-            "adam_weight_decay",
-            "noise_offset",
-            "lr_warmup_steps",
-            "snr_gamma",
-        ):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.with_prior_preservation and not self.class_prompt:
-            raise ConfigError(
-                "with_prior_preservation needs class_prompt: the instance prompt without the "
-                "identifier, such as 'a photo of a dog'"
-            )
+        self.noise  # noqa: B018  (checks what is said about noise)
+        for field in dataclasses.fields(self):
+            check_range(field.name, getattr(self, field.name))
+        for name in ("proportion_empty_prompts", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name} must be at least 0 and less than 1, got {getattr(self, name)}"
+                )
+        for name in ("with_prior_preservation", "with_base_prior"):
+            if getattr(self, name) and not self.class_prompt:
+                raise ConfigError(
+                    f"{name} needs class_prompt: the instance prompt without the identifier, such "
+                    f"as 'a photo of a dog'"
+                )
         if self.cache_latents and not self.center_crop:
             raise ConfigError(
                 "random crops cannot be cached: leave center_crop on, or add --no_cache_latents"
@@ -245,10 +239,32 @@ class TrainingConfig:
         """Which singular values to train."""
         return SVFitConfig(parse_rank(self.rank), tuple(self.target))
 
+    @property
+    def source(self) -> BaseSource:
+        """Where the base model is."""
+        return BaseSource(
+            self.pretrained_model_name_or_path,
+            self.revision,
+            self.variant,
+            self.single_file_config,
+        )
+
+    @property
+    def noise(self) -> NoiseSettings:
+        """What is said about noise."""
+        names = [field.name for field in dataclasses.fields(NoiseSettings)]
+        values = {name: getattr(self, name) for name in names}
+        return NoiseSettings(**values | {"snr_gamma": self.snr_gamma or None})
+
+    @property
+    def class_folder(self) -> Path:
+        """Where the class images are."""
+        return Path(self.class_data_dir or Path(self.output_dir) / "class_images")
+
     def binding_settings(self) -> dict[str, Any]:
         """The settings that a resumed run must share with the run it continues."""
         return {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
-            if f.name not in _FREE_WHEN_RESUMED
+            if f.name not in FREE_WHEN_RESUMED
         }

@@ -1,94 +1,109 @@
-"""The denoising objective: what the model sees, what it should say, and how errors are weighed."""
+"""What a step minimises: losses on the subject's photos, and on what the base knows of a class."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
-from diffusers.training_utils import compute_snr
 from torch import Tensor
 
-from svfit_diffusion.errors import ConfigError
+from svfit_diffusion.families import Conditions, Family, NoiseProcess
+from svfit_diffusion.training.batches import Batch, draw_batches
+from svfit_diffusion.training.photo_set import PhotoSet
+from svfit_diffusion.training.subject import Subject
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Training examples, ready for the denoiser.
+class BasePrior:
+    """Prior preservation without class images: what the base says is to be said.
 
     Attributes:
-        latents: `(n, c, h, w)` float32, scaled as the UNet expects.
-        noise: like `latents`.
-        timesteps: `(n,)` integers.
-        text: embeddings of the prompts, `(n, length, width)`.
+        subject: the adapter in training, absent while the base speaks.
+        class_prompt: under which the subject's photos are denoised.
+        kept: its conditions, if no text encoder is trained; None encodes it in every step.
     """
 
-    latents: Tensor
-    noise: Tensor
-    timesteps: Tensor
-    text: Tensor
+    subject: Subject
+    class_prompt: str
+    kept: Conditions | None
+
+    def conditions(self, family: Family, count: int) -> Conditions:
+        """The class prompt's, `count` times."""
+        told = self.kept or family.encode_prompts([self.class_prompt])
+        return told.select([0] * count)
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Noise prediction as the base model was trained for.
+    """Losses of examples.
 
     Attributes:
-        scheduler: the base's noise schedule, ε- or v-prediction.
-        snr_gamma: γ of Min-SNR weighting (arXiv 2303.09556), or None for equal weights.
-        noise_offset: strength of per-channel noise.
-
-    Raises:
-        ConfigError: the base predicts something else.
+        family: of the pipeline.
+        process: its noise process.
+        photo_sets: the subject's photos, and the class images if there are any.
+        seed: of the run.
+        mask_background_weight: weight of errors outside of masks.
+        base_prior: prior preservation without class images, if it is wanted.
     """
 
-    scheduler: DDPMScheduler
-    snr_gamma: float | None = None
-    noise_offset: float = 0.0
+    family: Family
+    process: NoiseProcess
+    photo_sets: Sequence[PhotoSet]
+    seed: int
+    mask_background_weight: float = 0.0
+    base_prior: BasePrior | None = None
 
-    def __post_init__(self) -> None:
-        if self.prediction_type not in ("epsilon", "v_prediction"):
-            raise ConfigError(
-                f"the base model's prediction type is {self.prediction_type!r}; "
-                f"training supports 'epsilon' and 'v_prediction'"
-            )
+    def losses(self, positions: list[int]) -> tuple[Tensor, Tensor | None]:
+        """Mean loss of the subject's photos at these positions of the stream of examples, and of
+        what keeps the class, if anything does.
+        """
+        batches = draw_batches(self.photo_sets, self.process, self.seed, positions)
+        each = _in_order(batches, [self.batch_losses(batch) for batch in batches])
+        means = [part.mean() for part in each.chunk(len(self.photo_sets))]
+        if self.base_prior:
+            means.append(self._distance_from_base(self.base_prior, batches, len(positions)))
+        return means[0], torch.stack(means[1:]).sum() if len(means) > 1 else None
 
-    @property
-    def prediction_type(self) -> str:
-        """`epsilon` or `v_prediction`."""
-        return str(self.scheduler.config["prediction_type"])
+    def batch_losses(self, batch: Batch) -> Tensor:
+        """Weighted error of each example, `(n,)` float32, computed where the denoiser is."""
+        device = self.family.model.device
+        latents, noise, time = (t.to(device) for t in (batch.latents, batch.noise, batch.time))
+        noisy = self.process.noisy(latents, noise, time)
+        prediction = self.family.predict(noisy, time, batch.conditions, batch.sizes)
+        if batch.masks is None:
+            return self.process.losses(prediction, latents, noise, time)
+        outside = self.mask_background_weight
+        weights = outside + (1 - outside) * batch.masks.to(device)
+        wanted = self.process.target(latents, noise, time).float()
+        squares = (prediction.float() - wanted).square().mean(1, keepdim=True)
+        errors = (squares * weights).sum((1, 2, 3)) / weights.sum((1, 2, 3))
+        return self.process.weigh(errors, time)
 
-    def draw(self, latent: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Noise like `latent` `(c, h, w)`, and a timestep `()`, from a CPU generator."""
-        noise = torch.randn(latent.shape, generator=generator)
-        if self.noise_offset:
-            noise += self.noise_offset * torch.randn(latent.shape[0], 1, 1, generator=generator)
-        steps = int(self.scheduler.config["num_train_timesteps"])
-        return noise, torch.randint(steps, (), generator=generator)
+    def _distance_from_base(self, prior: BasePrior, batches: list[Batch], photos: int) -> Tensor:
+        """Mean over the subject's photos, which come first, under the class prompt."""
+        family, device = self.family, self.family.model.device
+        total = torch.zeros((), device=device)
+        for batch in batches:
+            here = [i for i, row in enumerate(batch.rows) if row < photos]
+            if not here:
+                continue
+            part = batch.select(here)
+            latents, noise, time = (t.to(device) for t in (part.latents, part.noise, part.time))
+            noisy = self.process.noisy(latents, noise, time)
+            with torch.no_grad(), prior.subject.absent():
+                told = prior.conditions(family, len(here))
+                wanted = family.predict(noisy, time, told, part.sizes).float()
+            told = prior.conditions(family, len(here))
+            prediction = family.predict(noisy, time, told, part.sizes).float()
+            distances = (prediction - wanted).square().mean((1, 2, 3))
+            total = total + self.process.weigh(distances, time).sum() / photos
+        return total
 
-    def noisy(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """`x_t`, `(n, c, h, w)`: latents with the noise of their timesteps `(n,)`."""
-        return self.scheduler.add_noise(latents, noise, timesteps)
 
-    def batch_losses(self, unet: Any, batch: Batch) -> Tensor:
-        """Weighted error of each example `(n,)`, float32, computed where the UNet is."""
-        device, dtype = unet.device, unet.dtype
-        latents, noise = batch.latents.to(device), batch.noise.to(device)
-        timesteps, text = batch.timesteps.to(device), batch.text.to(device, dtype)
-        noisy = self.noisy(latents, noise, timesteps).to(dtype)
-        prediction = unet(noisy, timesteps, text).sample
-        return self.losses(prediction, latents, noise, timesteps)
-
-    def losses(
-        self, prediction: Tensor, latents: Tensor, noise: Tensor, timesteps: Tensor
-    ) -> Tensor:
-        """Weighted mean squared error of each example, `(n,)` float32."""
-        is_velocity = self.prediction_type == "v_prediction"
-        wanted = self.scheduler.get_velocity(latents, noise, timesteps) if is_velocity else noise
-        errors = (prediction.float() - wanted.float()).square().mean(dim=(1, 2, 3))
-        if self.snr_gamma is None:
-            return errors
-        snr = compute_snr(self.scheduler, timesteps)
-        # Weights of the x₀ loss, expressed for the quantity predicted.
-        return errors * snr.clamp(max=self.snr_gamma) / (snr + 1 if is_velocity else snr)
+def _in_order(batches: list[Batch], values: list[Tensor]) -> Tensor:
+    """Losses of all examples in the order in which they were drawn."""
+    if len(batches) == 1:
+        return values[0]
+    rows = torch.tensor([row for batch in batches for row in batch.rows])
+    return torch.cat(values)[rows.argsort().to(values[0].device)]

@@ -1,112 +1,169 @@
-"""Photos made ready for training: latents and text embeddings, on demand or cached."""
+"""Photos made ready for training: latents and conditions, on demand or kept."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from svfit_diffusion.training.config import TrainingConfig
-from svfit_diffusion.training.objective import Batch, Objective
-from svfit_diffusion.training.photos import Draw, Photo, draw_example, square
+from svfit_diffusion.families import Conditions, Family, PhotoSize
+from svfit_diffusion.files.scratch import Scratch
+from svfit_diffusion.training.crops import bucket, cut
+from svfit_diffusion.training.draws import Draw, draw_example
+from svfit_diffusion.training.photos import Photo
+
+_CENTRE = (0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How photos are cut.
+
+    Attributes:
+        sizes: height and width in pixels of each photo's crop.
+        center_crop: whether it lies at the centre, or at random.
+        random_flip: whether half of the examples are mirrored.
+    """
+
+    sizes: list[tuple[int, int]]
+    center_crop: bool
+    random_flip: bool
+
+
+@dataclass(frozen=True)
+class Latent:
+    """One example.
+
+    Attributes:
+        values: `(c, h, w)` float32, as the denoiser knows latents.
+        size: how it was cut from its photo.
+        mask: `(1, h, w)` in 0..1 where the subject is, if the photo has a mask.
+    """
+
+    values: Tensor
+    size: PhotoSize
+    mask: Tensor | None
 
 
 class PhotoSet:
-    """Photos ready for training: latents on demand or cached, and text embeddings.
+    """Photos ready for training.
 
     Args:
         photos: the photos.
-        pipe: encodes them.
-        config: resolution, crops, flips, caching.
-        resolution: side in pixels.
+        family: encodes them.
+        framing: how they are cut.
         stream: which random stream draws from this set.
+        proportion_empty_prompts: share of the examples whose prompt is left out.
+        scratch: where what is encoded is kept.
     """
 
     def __init__(
-        self, photos: list[Photo], pipe: Any, config: TrainingConfig, resolution: int, stream: int
+        self,
+        photos: list[Photo],
+        family: Family,
+        framing: Framing,
+        stream: int,
+        proportion_empty_prompts: float,
+        scratch: Scratch,
     ) -> None:
         self.photos = photos
-        self._pipe = pipe
-        self._config = config
-        self._resolution = resolution
+        self._family = family
+        self._framing = framing
         self._stream = stream
-        self._moments: dict[tuple[int, bool], tuple[Tensor, Tensor]] = {}
-        self._embeddings: dict[str, Tensor] = {}
+        self._empty = proportion_empty_prompts
+        self._scratch = scratch
+        self._sizes: dict[tuple[int, bool], PhotoSize] = {}
+        self._conditions: dict[str, Conditions] = {}
 
     def cache_latents(self) -> None:
         """Encode every photo, mirrored too if flips are on."""
         for index in range(len(self.photos)):
-            for flip in (False, True) if self._config.random_flip else (False,):
-                self._moments[index, flip] = self._encode(index, flip, (0.5, 0.5))
+            for flip in (False, True) if self._framing.random_flip else (False,):
+                tensors, size = self._encode(index, flip, _CENTRE)
+                self._scratch.put((self._stream, index, flip), tensors)
+                self._sizes[index, flip] = size
 
-    def cache_embeddings(self) -> None:
+    @torch.no_grad()
+    def cache_conditions(self) -> None:
         """Encode every prompt."""
-        with torch.no_grad():
-            for prompt in {photo.prompt for photo in self.photos}:
-                self._embeddings[prompt] = self._embed([prompt])
+        prompts = {photo.prompt for photo in self.photos} | ({""} if self._empty else set())
+        for prompt in sorted(prompts):
+            self._conditions[prompt] = self._family.encode_prompts([prompt])
 
     def draw(self, seed: int, position: int) -> Draw:
         """The example at `position` of this set's stream."""
         return draw_example(seed, position, len(self.photos), self._stream)
 
-    def latent(self, draw: Draw) -> Tensor:
-        """A latent `(c, h, w)` float32 of the photo drawn, scaled as the UNet expects."""
-        flip = draw.flip and self._config.random_flip
-        if (draw.index, flip) in self._moments:
-            mean, std = self._moments[draw.index, flip]
+    def latent(self, draw: Draw) -> Latent:
+        """The photo drawn, as the denoiser knows it, drawn from its posterior."""
+        flip = draw.flip and self._framing.random_flip
+        kept = self._scratch.get((self._stream, draw.index, flip))
+        if kept is not None:
+            size = self._sizes[draw.index, flip]
         else:
-            at = (0.5, 0.5) if self._config.center_crop else draw.crop
-            mean, std = self._encode(draw.index, flip, at)
-        noise = torch.randn(mean.shape, generator=draw.generator)
-        return (mean + std * noise) * self._pipe.vae.config.scaling_factor
+            at = _CENTRE if self._framing.center_crop else draw.crop
+            kept, size = self._encode(draw.index, flip, at)
+        noise = torch.randn(kept["mean"].shape, generator=draw.generator)
+        raw = kept["mean"] + kept["std"] * noise
+        values = self._family.scale_latents(raw[None])[0]
+        mask = kept.get("mask")
+        if mask is not None:
+            mask = F.interpolate(mask[None], values.shape[-2:], mode="area")[0]
+        return Latent(values, size, mask)
 
-    def embeddings(self, draws: list[Draw]) -> Tensor:
-        """Text embeddings `(n, length, width)` of the prompts of the photos drawn."""
-        prompts = [self.photos[draw.index].prompt for draw in draws]
-        if self._embeddings:
-            return torch.cat([self._embeddings[prompt] for prompt in prompts])
+    def conditions(self, draws: list[Draw]) -> Conditions:
+        """What the denoiser is told of the photos drawn."""
+        prompts = ["" if d.drop < self._empty else self.photos[d.index].prompt for d in draws]
+        if self._conditions:
+            return Conditions.cat([self._conditions[prompt] for prompt in prompts])
         different = list(dict.fromkeys(prompts))
-        return self._embed(different)[[different.index(prompt) for prompt in prompts]]
+        encoded = self._family.encode_prompts(different)
+        return encoded.select([different.index(prompt) for prompt in prompts])
 
-    @torch.no_grad()
-    def _encode(self, index: int, flip: bool, at: tuple[float, float]) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation `(c, h, w)` of a photo's latent, on the CPU."""
-        vae = self._pipe.vae
-        pixels = square(self.photos[index].image, self._resolution, at)
-        if flip:
-            pixels = pixels.flip(-1)
-        posterior = vae.encode(pixels[None].to(vae.device, vae.dtype)).latent_dist
-        return posterior.mean[0].float().cpu(), posterior.std[0].float().cpu()
-
-    def _embed(self, prompts: list[str]) -> Tensor:
-        embeddings, _ = self._pipe.encode_prompt(
-            prompts, self._pipe.text_encoder.device, 1, do_classifier_free_guidance=False
-        )
-        return embeddings
+    def _encode(
+        self, index: int, flip: bool, at: tuple[float, float]
+    ) -> tuple[dict[str, Tensor], PhotoSize]:
+        """Mean and deviation of a photo's raw latent, its mask in pixels, and how it was cut."""
+        photo, target = self.photos[index], self._framing.sizes[index]
+        pixels, size = cut(photo.image, target, at)
+        mean, std = self._family.encode_photo((pixels.flip(-1) if flip else pixels)[None])
+        tensors = {"mean": mean[0].float(), "std": std[0].float()}
+        if photo.mask is not None:
+            mask = (cut(photo.mask, target, at)[0] + 1) / 2
+            tensors["mask"] = mask.flip(-1) if flip else mask
+        return tensors, size
 
 
-def draw_batch(
-    photo_sets: Sequence[PhotoSet], objective: Objective, seed: int, positions: Sequence[int]
-) -> Batch:
-    """The examples at `positions` of every set's stream, one set after the other.
+def photo_sets(
+    family: Family,
+    photos: list[list[Photo]],
+    resolution: int,
+    *,
+    aspect_buckets: bool,
+    center_crop: bool,
+    random_flip: bool,
+    proportion_empty_prompts: float,
+    scratch: Scratch,
+) -> list[PhotoSet]:
+    """Photos of each kind, to be cut and encoded.
 
     Args:
-        photo_sets: instance photos, and class images if there are any.
-        objective: draws noise and timesteps.
-        seed: the run's seed.
-        positions: 0, 1, 2, …
+        family: encodes them.
+        photos: the subject's, and class images if there are any.
+        resolution: side in pixels of a square crop.
+        aspect_buckets: whether crops have the shapes of their photos instead, at that area.
+        center_crop: whether crops lie at the centre, or at random.
+        random_flip: whether half of the examples are mirrored.
+        proportion_empty_prompts: share of the examples whose prompt is left out.
+        scratch: where what is encoded is kept.
     """
-    latents, noises, timesteps, embeddings = [], [], [], []
-    for photo_set in photo_sets:
-        draws = [photo_set.draw(seed, position) for position in positions]
-        for draw in draws:
-            latents.append(photo_set.latent(draw))
-            noise, timestep = objective.draw(latents[-1], draw.generator)
-            noises.append(noise)
-            timesteps.append(timestep)
-        embeddings.append(photo_set.embeddings(draws))
-    return Batch(
-        torch.stack(latents), torch.stack(noises), torch.stack(timesteps), torch.cat(embeddings)
-    )
+    made = []
+    for stream, of_kind in enumerate(photos):
+        sizes = [(resolution, resolution)] * len(of_kind)
+        if aspect_buckets:
+            sizes = [bucket(p.size, resolution, family.size_multiple) for p in of_kind]
+        framing = Framing(sizes, center_crop, random_flip)
+        made.append(PhotoSet(of_kind, family, framing, stream, proportion_empty_prompts, scratch))
+    return made

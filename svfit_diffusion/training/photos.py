@@ -1,4 +1,4 @@
-"""Photos and their captions, and the reproducible stream of training examples made of them."""
+"""Photos, their captions and their masks, in a folder."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from svfit_diffusion.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+_MASK = ".mask.png"
 
 
 @dataclass(frozen=True)
@@ -20,22 +19,38 @@ class Photo:
     """One training image.
 
     Attributes:
-        path: where it was read.
-        image: RGB, upright, whole.
+        path: where it is.
         prompt: its caption, or the prompt of the folder.
+        size: width and height in pixels, upright.
+        mask_path: a picture of where the subject is, white on black, if there is one.
     """
 
     path: Path
-    image: Image.Image
     prompt: str
+    size: tuple[int, int]
+    mask_path: Path | None = None
+
+    @property
+    def image(self) -> Image.Image:
+        """RGB, upright, whole; read anew each time, as photos are large."""
+        return _read_image(self.path)
+
+    @property
+    def mask(self) -> Image.Image | None:
+        """Greyscale, of the size of the image, if there is one."""
+        if self.mask_path is None:
+            return None
+        return _read_image(self.mask_path).convert("L").resize(self.size)
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files in a folder, sorted by name; hidden ones are left out."""
+    """The image files in a folder, sorted by name; hidden ones and masks are left out."""
     return sorted(
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not path.name.startswith(".")
+        and not path.name.lower().endswith(_MASK)
     )
 
 
@@ -44,6 +59,7 @@ def load_photos(folder: Path, prompt: str, limit: int | None = None) -> list[Pho
 
     A caption is the text of `photo.txt` beside `photo.jpg`, or the `text` of the photo's line in
     `metadata.jsonl` (`{"file_name": …, "text": …}`, as 🤗 datasets writes it); `prompt` otherwise.
+    A mask is `photo.mask.png` beside it. Every image is read once, to be sure that it can be.
 
     Args:
         folder: folder of images.
@@ -70,7 +86,11 @@ def load_photos(folder: Path, prompt: str, limit: int | None = None) -> list[Pho
                 f"no prompt for {path}: give instance_prompt, or a caption in "
                 f"{path.with_suffix('.txt').name}"
             )
-        photos.append(Photo(path, _read_image(path), caption))
+        mask = path.with_name(path.stem + _MASK)
+        photo = Photo(path, caption, _read_image(path).size, mask if mask.is_file() else None)
+        if photo.mask is not None and not photo.mask.getbbox():
+            raise DataError(f"mask {str(mask)!r} is black everywhere: paint the subject white")
+        photos.append(photo)
     return photos
 
 
@@ -109,65 +129,3 @@ def _metadata_captions(folder: Path) -> dict[str, str]:
                     f'{{"file_name": "photo.jpg", "text": "a caption"}}, got {line!r}'
                 ) from error
     return captions
-
-
-def square(image: Image.Image, side: int, at: tuple[float, float] = (0.5, 0.5)) -> Tensor:
-    """Crop an image to a square without distorting it, and scale that to `side`.
-
-    Args:
-        image: RGB.
-        side: pixels.
-        at: where the square lies along the width and the height, 0 to 1; 0.5 is the centre.
-
-    Returns:
-        `(3, side, side)`, float32 in −1..1.
-    """
-    fitted = ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS, centering=at)
-    pixels = torch.frombuffer(bytearray(fitted.tobytes()), dtype=torch.uint8)
-    return pixels.view(side, side, 3).permute(2, 0, 1).float() / 127.5 - 1
-
-
-@dataclass(frozen=True)
-class Draw:
-    """The random choices of one training example, a pure function of seed and position.
-
-    Attributes:
-        index: which photo.
-        flip: mirror it.
-        crop: where the square lies, see `square`.
-        generator: for the noise that follows.
-    """
-
-    index: int
-    flip: bool
-    crop: tuple[float, float]
-    generator: torch.Generator
-
-
-def draw_example(seed: int, position: int, photo_count: int, stream: int = 0) -> Draw:
-    """What chance decides for the example at `position` of the endless training stream.
-
-    Every photo comes once per epoch, in an order drawn anew for each. Because nothing depends on
-    what was drawn before, a run can be resumed at any step, and split over any number of
-    processes, without changing it.
-
-    Args:
-        seed: the run's seed.
-        position: 0, 1, 2, …
-        photo_count: photos to choose from.
-        stream: 0 for instance photos, 1 for class images: independent of each other.
-    """
-    epoch, place = divmod(position, photo_count)
-    order = torch.randperm(photo_count, generator=_generator(seed, stream, 0, epoch))
-    generator = _generator(seed, stream, 1, position)
-    flip, x, y = torch.rand(3, generator=generator).tolist()
-    return Draw(int(order[place]), flip < 0.5, (x, y), generator)
-
-
-def _generator(*key: int) -> torch.Generator:
-    # torch's CPU generator takes 32 bits of seed; hash the key into them evenly.
-    value = 0
-    for part in key:
-        value = (value ^ part) * 0x9E3779B97F4A7C15 % 2**64
-        value ^= value >> 32
-    return torch.Generator().manual_seed(value % 2**32)

@@ -2,7 +2,7 @@
 
 `checkpoint-<step>/` holds the adapter at that step, ready to use, the settings and base, and
 `training_state.pt`: optimizer, schedule, loss-scaler and pruning state. Random state needs none,
-see `data.draw_example`.
+see `draws.draw_example`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def save_checkpoint(trainer: Trainer, output_dir: Path, limit: int | None = None
         settings = {
             **trainer.config.binding_settings(),
             "seed": trainer.seed,
-            "fingerprints": trainer.fingerprints,
+            "fingerprints": trainer.subject.fingerprints,
         }
         (temporary / _SETTINGS).write_text(json.dumps(settings, indent=2, sort_keys=True))
         torch.save(_state(trainer), temporary / _STATE)
@@ -105,7 +105,7 @@ def resume(trainer: Trainer, folder: Path) -> None:
     seed = check_settings(trainer.config, folder)
     if seed != trainer.seed:
         raise CheckpointError(f"{folder} was trained with seed {seed}, this run has {trainer.seed}")
-    if _settings(folder).get("fingerprints") != trainer.fingerprints:
+    if _settings(folder).get("fingerprints") != trainer.subject.fingerprints:
         raise CheckpointError(f"{folder} was trained on another base model")
     try:
         state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
@@ -139,6 +139,7 @@ def _state(trainer: Trainer) -> dict[str, Any]:
         "lr_scheduler": trainer.lr_scheduler.state_dict(),
         "scaler": scaler.state_dict() if scaler else None,
         "pruner": trainer.pruner.state_dict() if trainer.pruner else None,
+        "average": trainer.average.state_dict() if trainer.average else None,
     }
 
 
@@ -151,9 +152,11 @@ def _restore(trainer: Trainer, state: dict[str, Any]) -> None:
         trainer.pruner.load_state_dict(state["pruner"])
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.lr_scheduler.load_state_dict(state["lr_scheduler"])
+    if trainer.average:
+        trainer.average.load_state_dict(state["average"])
     if trainer.accelerator.scaler and state["scaler"]:
         trainer.accelerator.scaler.load_state_dict(state["scaler"])
     with torch.no_grad():
         for parameter, delta in zip(parameters, deltas, strict=True):
             parameter.copy_(delta)
-    trainer.step = int(state["step"])
+    trainer.stepper.step = int(state["step"])

@@ -154,8 +154,8 @@ POINTS = [
     "svfit_diffusion.adapters.loading:sketch",
     "svfit_diffusion.adapters.loading:match_layers",
     "svfit_diffusion.adapters.injection:Injection.add_adapter",
-    "svfit_diffusion.adapters.injection:copied_deltas",
-    "svfit_diffusion.adapters.injection:ShiftedLayer",
+    "svfit_diffusion.adapters.registry:copied_deltas",
+    "svfit_diffusion.adapters.registry:ShiftedLayer",
     "svfit_diffusion.adapters.layers:ShiftedLayer.add",
     "svfit_diffusion.adapters.layers:shifted_weight",
     "svfit_diffusion.adapters.applied:Applied.see",
@@ -209,8 +209,10 @@ def test_an_error_at_any_point_leaves_all_as_it_was(
         load(pipe)
     before = contents(pipe)
     picture = run_pipeline(pipe) if loaded else expected.base
-    for number, error in [(1, RuntimeError("out of memory")), (2, KeyboardInterrupt()), (40, MemoryError())]:
-        monkeypatch.setenv("SVFIT_CACHE", str(tmp_path / str(number)))
+    if module.startswith("svfit_diffusion.spectrum"):
+        monkeypatch.setenv("SVFIT_CACHE", str(tmp_path))
+    # The first call, and one for the second of the two models, where there are so many.
+    for number, error in {1: KeyboardInterrupt(), 40: RuntimeError("out of memory")}.items():
         failing = Failing(getattr(owner, name), number, error)
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, failing)

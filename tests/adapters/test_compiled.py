@@ -17,20 +17,13 @@ from torch._dynamo.utils import counters
 from svfit_diffusion import inject
 
 FAMILIES = [
-    "auraflow",
-    "chroma",
     "flux",
-    "flux2",
     "hidream",
     "krea2",
-    "ltx",
     "lumina",
-    "pixart",
     "qwen-image",
     "qwen-image-2.1",
-    "sana",
     "sd3",
-    "wan",
 ]
 
 

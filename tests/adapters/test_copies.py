@@ -17,6 +17,7 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
 )
 from merged import (
+    CHANGES,
     CLOSE,
     check_output,
     check_switching,
@@ -148,18 +149,9 @@ def test_animatediff_copies_the_weights_and_says_so() -> None:
     pipe, expected = load(make_tiny_pipeline()), tiny_pictures(animated, draw_frames)
     other = animated(pipe)
     torch.testing.assert_close(draw_frames(other), expected.adapted, **CLOSE)
-    changes: list[Callable[[], Any]] = [
-        other.disable_svfit,
-        other.unload_svfit_weights,
-        other.fuse_svfit,
-        lambda: other.set_svfit_adapters("a", 0.5),
-        lambda: other.delete_svfit_adapters("a"),
-        lambda: load(other, "b"),
-        lambda: other.svfit_adapters_per_prompt(["a"]).__enter__(),
-    ]
-    for change in changes:
+    for change in CHANGES:
         with pytest.raises(StateError, match=r"not on its unet, a copy .* from a base without"):
-            change()
+            change(other)
     torch.testing.assert_close(draw_frames(other), expected.adapted, **CLOSE)
     check_switching(pipe, tiny_pictures())  # the pipeline that it came from
 

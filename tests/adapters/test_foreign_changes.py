@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from merged import CLOSE, check_switching, load, tiny_adapter, tiny_pictures
+from merged import CHANGES, CLOSE, check_switching, load, tiny_adapter, tiny_pictures
 from tiny import make_tiny_pipeline, run_pipeline
 from torch import nn
 
@@ -70,16 +70,6 @@ WRITES = [
     train_the_base,
 ]
 
-CHANGES: dict[str, Callable[[Any], Any]] = {
-    "disable": lambda pipe: pipe.disable_svfit(),
-    "unload": lambda pipe: pipe.unload_svfit_weights(),
-    "delete": lambda pipe: pipe.delete_svfit_adapters("a"),
-    "weaken": lambda pipe: pipe.set_svfit_adapters("a", 0.5),
-    "fuse": lambda pipe: pipe.fuse_svfit(),
-    "add": lambda pipe: load(pipe, "b"),
-    "mix": lambda pipe: pipe.svfit_adapters_per_prompt(["a", None]).__enter__(),
-}
-
 
 @pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
 @pytest.mark.parametrize("active", [True, False], ids=["active", "idle"])
@@ -104,15 +94,15 @@ def test_a_write_is_found_and_may_be_kept(write: Callable[[Any], None], active: 
             assert path == LAYER or torch.equal(found, layer.weight), (component, path)
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_no_change_is_made_over_a_write(change: str) -> None:
+def test_no_change_is_made_over_a_write() -> None:
     pipe = load(make_tiny_pipeline())
     before = weight_of(pipe).detach().clone()
     write_in_place(pipe)
     picture = run_pipeline(pipe)
-    with pytest.raises(StateError, match=LAYER.replace(".", r"\.")):
-        CHANGES[change](pipe)
-    assert pipe.get_active_svfit_adapters() == ["a"]
+    for change in CHANGES:
+        with pytest.raises(StateError, match=LAYER.replace(".", r"\.")):
+            change(pipe)
+        assert pipe.get_active_svfit_adapters() == ["a"]
     assert torch.equal(run_pipeline(pipe), picture)
     weight_of(pipe).data = before  # undone as it was done
     check_switching(pipe, tiny_pictures())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload
-from merged import CLOSE, check_switching, load, tiny_pictures
+from merged import CHANGES, CLOSE, check_switching, load, tiny_pictures
 from tiny import make_tiny_pipeline, run_pipeline
 
 from svfit_diffusion import StateError, inject
@@ -78,18 +78,11 @@ def test_on_disk_an_adapter_acts_but_cannot_be_changed(kind: str, tmp_path: Path
     offload_groups(pipe, kind, offload_to_disk_path=str(tmp_path))
     adapted = run_pipeline(pipe)
     torch.testing.assert_close(adapted, tiny_pictures().adapted, **CLOSE)
-    changes: list[Callable[[], Any]] = [
-        pipe.disable_svfit,
-        pipe.unload_svfit_weights,
-        lambda: pipe.set_svfit_adapters("a", 0.5),
-        lambda: pipe.delete_svfit_adapters("a"),
-        pipe.fuse_svfit,
-        lambda: load(pipe, "b"),
-        lambda: pipe.svfit_adapters_per_prompt(["a", None]).__enter__(),
-    ]
-    for change in changes:
+    for change in CHANGES:
         with pytest.raises(StateError, match="offloaded"):
-            change()
+            change(pipe)
+    with pytest.raises(StateError, match="to disk"):
+        pipe.unload_svfit_weights(keep_changed_weights=True)
     assert pipe.get_list_svfit_adapters() == {"unet": ["a"], "text_encoder": ["a"]}
     assert torch.equal(run_pipeline(pipe), adapted)
 

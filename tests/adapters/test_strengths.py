@@ -22,7 +22,7 @@ HALVES: list[Any] = [
     np.array(0.5),
     np.array([0.5])[0],
     torch.tensor(0.5),
-    torch.tensor(0.5, dtype=torch.bfloat16, requires_grad=True),
+    torch.tensor(0.5, dtype=torch.bfloat16),
     fractions.Fraction(1, 2),
     decimal.Decimal("0.5"),
 ]

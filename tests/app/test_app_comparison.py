@@ -10,9 +10,9 @@ from PIL import Image
 
 from app.comparison import BASE_MODEL, MIX, Axis, AxisKind, cells, compare, parse_axis
 from app.errors import SettingError
-from app.generation import Picture, Progress
 from app.picture import PictureSettings
 from app.settings import Limits
+from app.visits import Picture, Progress
 
 SETTINGS = PictureSettings("a dog", adapters={"rex": 0.8, "tom": 0.5}, seed=7)
 NOTHING = parse_axis("nothing", "")

@@ -21,10 +21,11 @@ from app_server import ADAPTERS, write_random_adapter
 
 from app.base_model import BaseModel
 from app.errors import LibraryError, SettingError
-from app.generation import Event, ImageGenerator, Picture, Progress, Waiting
+from app.generation import ImageGenerator
 from app.library import AdapterLibrary
 from app.picture import SCHEDULERS, PictureSettings
 from app.settings import Limits
+from app.visits import Event, Picture, Progress, Waiting
 
 PLAIN = PictureSettings("a photo of sks dog", steps=3, width=16, height=16)
 

@@ -15,11 +15,12 @@ from PIL import Image
 from app.base_model import BaseModel
 from app.errors import AppError, LibraryError, SettingError
 from app.library import AdapterLibrary
+from app.presets import PRESETS
 from app.settings import Limits
-from app.training_jobs import PRESETS, Stage, TrainingJobs, TrainingStatus
+from app.training_jobs import TrainingJobs
+from app.training_status import Stage, TrainingStatus
 from svfit_diffusion.files.adapter import state_dict
-from svfit_diffusion.training.config import TrainingConfig
-from svfit_diffusion.training.trainer import Trainer
+from svfit_diffusion.training import Trainer, TrainingConfig
 
 SQUARES = [Image.new("RGB", (40, 40), colour) for colour in ("red", "orange", "brown")]
 

@@ -1,53 +1,94 @@
-"""The denoising objective against formulas written out."""
+"""Losses of examples: masks, order, the base's own prior."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
+import tiny
 import torch
-from diffusers import DDPMScheduler
+from PIL import Image
 
-from svfit_diffusion.errors import ConfigError
+from svfit_diffusion.families import NoiseSettings, family_of
+from svfit_diffusion.files.scratch import Scratch
+from svfit_diffusion.training.batches import draw_batches
 from svfit_diffusion.training.objective import Objective
-
-TYPES = ("epsilon", "v_prediction")
-
-
-def objective(prediction_type: str = "epsilon", **kwargs: float) -> Objective:
-    return Objective(DDPMScheduler(prediction_type=prediction_type), **kwargs)
+from svfit_diffusion.training.photo_set import photo_sets
+from svfit_diffusion.training.photos import load_photos
 
 
-@pytest.mark.parametrize("prediction_type", TYPES)
-@pytest.mark.parametrize("gamma", [None, 5.0])
-def test_losses(prediction_type: str, gamma: float | None) -> None:
-    made = Objective(DDPMScheduler(prediction_type=prediction_type), gamma)
-    generator = torch.Generator().manual_seed(0)
-    x, noise, guess = (torch.randn(3, 4, 2, 2, generator=generator) for _ in range(3))
-    t = torch.tensor([10, 500, 990])
-    alpha = made.scheduler.alphas_cumprod[t].double()
-    a, s = alpha.sqrt().view(3, 1, 1, 1), (1 - alpha).sqrt().view(3, 1, 1, 1)
-    torch.testing.assert_close(made.noisy(x, noise, t).double(), a * x + s * noise)
-    wanted = noise if prediction_type == "epsilon" else a * noise - s * x
-    expected = (guess - wanted).square().mean(dim=(1, 2, 3))
-    if gamma is not None:
-        snr = alpha / (1 - alpha)
-        divisor = snr if prediction_type == "epsilon" else snr + 1
-        expected = expected * snr.clamp(max=gamma) / divisor
-    # float32 against float64, over sums of 16 squares
-    torch.testing.assert_close(
-        made.losses(guess, x, noise, t).double(), expected.double(), rtol=1e-4, atol=1e-6
+def make_objective(folder: Path, *, buckets: bool = False, scratch: Scratch | None = None) -> Any:
+    pipe = tiny.make_tiny_pipeline()
+    family = family_of(pipe)
+    sets = photo_sets(
+        family,
+        [load_photos(folder, "a dog")],
+        16,
+        aspect_buckets=buckets,
+        center_crop=True,
+        random_flip=False,
+        proportion_empty_prompts=0.0,
+        scratch=scratch or Scratch(),
     )
+    for photo_set in sets:
+        photo_set.cache_latents()
+        photo_set.cache_conditions()
+    return Objective(family, family.noise_process(NoiseSettings()), sets, 0)
 
 
-def test_sample_prediction_is_refused() -> None:
-    with pytest.raises(ConfigError, match="'sample'"):
-        objective("sample")
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    for i, size in enumerate([(32, 32), (64, 32), (32, 64), (48, 32)]):
+        pixels = torch.randint(0, 256, (size[1], size[0], 3), generator=generator).byte()
+        Image.fromarray(pixels.numpy()).save(tmp_path / f"{i}.png")
+    return tmp_path
 
 
-def test_noise_offset_shifts_channels() -> None:
-    latent = torch.zeros(4, 32, 32)
-    plain, _ = objective().draw(latent, torch.Generator().manual_seed(0))
-    shifted, t = objective(noise_offset=10.0).draw(latent, torch.Generator().manual_seed(0))
-    difference = shifted - plain
-    assert difference.std(dim=(1, 2)).max() < 1e-5
-    assert difference.mean(dim=(1, 2)).abs().min() > 0.1
-    assert 0 <= int(t) < 1000
+def test_a_white_mask_is_none(photos: Path) -> None:
+    plain = make_objective(photos).losses([0, 1, 2, 3])[0]
+    Image.new("L", (8, 8), 255).save(photos / "1.mask.png")
+    torch.testing.assert_close(make_objective(photos).losses([0, 1, 2, 3])[0], plain)
+
+
+@pytest.mark.parametrize("outside", [0.0, 0.25, 1.0])
+def test_a_mask_weighs_errors_where_it_is(photos: Path, outside: float) -> None:
+    mask = Image.new("L", (32, 32), 0)
+    mask.paste(255, (0, 0, 16, 32))
+    mask.save(photos / "0.mask.png")
+    objective = make_objective(photos)
+    object.__setattr__(objective, "mask_background_weight", outside)
+    (batch,) = draw_batches(objective.photo_sets, objective.process, 0, [0, 1, 2, 3])
+    (place,) = [i for i, m in enumerate(batch.masks) if m.min() < 0.5]
+    found = objective.batch_losses(batch)
+    family, process = objective.family, objective.process
+    noisy = process.noisy(batch.latents, batch.noise, batch.time)
+    prediction = family.predict(noisy, batch.time, batch.conditions, batch.sizes)
+    squares = (prediction - batch.noise).square()
+    half = squares.shape[-1] // 2
+    # Resampling blurs the edge, so only what is beside it is black or white.
+    assert batch.masks[place, ..., : half - 1].min() > 0.95
+    assert batch.masks[place, ..., half + 1 :].max() < 0.05
+    weights = outside + (1 - outside) * batch.masks[place].expand_as(squares[place])
+    expected = (squares[place] * weights).sum() / weights.sum()
+    torch.testing.assert_close(found[place], expected)
+    torch.testing.assert_close(found[:place], squares[:place].mean((1, 2, 3)))
+
+
+def test_buckets_of_several_shapes_keep_the_order_and_the_mean(photos: Path) -> None:
+    objective = make_objective(photos, buckets=True)
+    batches = draw_batches(objective.photo_sets, objective.process, 0, [0, 1, 2, 3])
+    assert len(batches) > 1
+    assert sorted(row for batch in batches for row in batch.rows) == [0, 1, 2, 3]
+    alone = torch.stack([objective.losses([i])[0] for i in range(4)])
+    torch.testing.assert_close(objective.losses([0, 1, 2, 3])[0], alone.mean())
+
+
+def test_what_is_kept_on_disk_is_what_is_kept_in_memory(photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "encoded"
+    objective = make_objective(photos, scratch=Scratch(folder))
+    assert list(folder.rglob("*.safetensors"))
+    assert torch.equal(objective.losses([0, 1])[0], make_objective(photos).losses([0, 1])[0])
+    del objective
+    assert not list(folder.rglob("*.safetensors"))

@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from svfit_diffusion.errors import DataError
-from svfit_diffusion.training.photos import draw_example, load_photos, square
+from svfit_diffusion.training.photos import load_photos
 
 
 def photo(folder: Path, name: str, colour: str = "red", size: tuple[int, int] = (8, 8)) -> Path:
@@ -71,31 +70,17 @@ def test_orientation_and_transparency(tmp_path: Path) -> None:
     assert clear.image.getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_square_keeps_the_aspect() -> None:
-    """A disc in a wide photo stays a disc, and sits where the crop puts it."""
-    wide = Image.new("RGB", (64, 32), "black")
-    wide.paste((255, 255, 255), (24, 8, 40, 24))
-    pixels = square(wide, 32)
-    assert pixels.shape == (3, 32, 32)
-    lit = pixels[0] > 0
-    assert lit.any(0).sum() == lit.any(1).sum() == 16
-    assert square(wide, 32, at=(0.0, 0.5))[0].gt(0).any(0).nonzero().min() == 24
-    assert pixels.min() == -1
-    assert pixels.max() == 1
+def test_a_mask_lies_beside_its_photo_and_is_no_photo(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 6), "red").save(tmp_path / "a.jpg")
+    Image.new("L", (4, 3), 255).save(tmp_path / "a.mask.png")
+    Image.new("RGB", (8, 6), "blue").save(tmp_path / "b.png")
+    first, second = load_photos(tmp_path, "a dog")
+    assert first.mask is not None and first.mask.size == (8, 6)
+    assert second.mask is None
 
 
-def test_every_photo_once_an_epoch_in_changing_order() -> None:
-    epochs = [[draw_example(3, 5 * e + i, 5).index for i in range(5)] for e in range(6)]
-    assert all(sorted(epoch) == list(range(5)) for epoch in epochs)
-    assert len(set(map(tuple, epochs))) > 1
-
-
-def test_draws_depend_on_seed_position_and_stream_alone() -> None:
-    def noise(seed: int, position: int, stream: int) -> torch.Tensor:
-        return torch.randn(4, generator=draw_example(seed, position, 5, stream).generator)
-
-    assert torch.equal(noise(0, 7, 0), noise(0, 7, 0))
-    keys = [(s, p, k) for s in range(3) for p in range(20) for k in range(2)]
-    assert len({tuple(noise(*key).tolist()) for key in keys}) == len(keys)
-    flips = sum(draw_example(0, p, 5).flip for p in range(400))
-    assert 140 < flips < 260
+def test_a_black_mask_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 6), "red").save(tmp_path / "a.jpg")
+    Image.new("L", (8, 6), 0).save(tmp_path / "a.mask.png")
+    with pytest.raises(DataError, match="black everywhere"):
+        load_photos(tmp_path, "a dog")

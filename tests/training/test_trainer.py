@@ -27,8 +27,9 @@ from svfit_diffusion.errors import (
 )
 from svfit_diffusion.files.adapter import read_adapter
 from svfit_diffusion.training.budget import largest, live_entries
-from svfit_diffusion.training.class_images import class_folder, generate_class_images
+from svfit_diffusion.training.class_images import generate_class_images
 from svfit_diffusion.training.config import TrainingConfig
+from svfit_diffusion.training.objective import Objective
 from svfit_diffusion.training.photos import image_files
 from svfit_diffusion.training.state import find_checkpoint, resume, save_checkpoint
 from svfit_diffusion.training.trainer import Trainer
@@ -81,7 +82,7 @@ def test_learns_and_changes_nothing_but_sigma(make_config: MakeConfig) -> None:
     """Over-fitting one fixed example lowers its loss; every weight stays what it was."""
     trainer = Trainer(make_config(max_train_steps=30, learning_rate=0.05), show_progress=False)
     before = {k: v.clone() for k, v in trainer.pipe.unet.state_dict().items()}
-    trainer._positions = lambda accumulated: [0, 0]  # type: ignore[method-assign]
+    trainer.stepper._positions = lambda accumulated: [0, 0]  # type: ignore[method-assign]
     records = list(trainer.steps())
     assert [record.step for record in records] == list(range(1, 31))
     # A tiny random UNet cannot do much with its few values, but it must do something.
@@ -165,7 +166,7 @@ def test_bf16_base_keeps_float32_shifts(make_config: MakeConfig) -> None:
 def test_prior_preservation_reuses_class_images(make_config: MakeConfig) -> None:
     config = make_config(with_prior_preservation=True, class_prompt="a photo of a dog")
     trainer = trained(config, steps=1)
-    folder = class_folder(config)
+    folder = config.class_folder
     made = {path: path.read_bytes() for path in image_files(folder)}
     assert len(made) == 3
     # Remove one: only that one is made again, the same, in other batches.
@@ -348,11 +349,18 @@ def test_resume_refuses_other_runs(make_config: MakeConfig, tmp_path: Path) -> N
         find_checkpoint("checkpoint-9", tmp_path)
 
 
-def test_divergence_stops_before_it_spoils_the_adapter(make_config: MakeConfig) -> None:
+def test_divergence_stops_before_it_spoils_the_adapter(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = trained(make_config(), 2)
     before = deltas(trainer)
-    losses = trainer._losses
-    trainer._losses = lambda positions: [x * torch.nan for x in losses(positions)]  # type: ignore[method-assign]
+    losses = Objective.losses
+
+    def spoiled(objective: Objective, positions: list[int]) -> Any:
+        instance, prior = losses(objective, positions)
+        return instance * torch.nan, prior
+
+    monkeypatch.setattr(Objective, "losses", spoiled)
     with pytest.raises(DivergedError, match="step 3"):
         next(trainer.steps())
     assert torch.equal(deltas(trainer), before)
@@ -365,7 +373,7 @@ def test_checkpoints_are_limited_and_latest_is_numeric(
     trainer = trained(make_config(), 0)
     assert find_checkpoint("latest", tmp_path) is None
     for step in (2, 9, 10):
-        trainer.step = step
+        trainer.stepper.step = step
         save_checkpoint(trainer, tmp_path, limit=2)
     assert sorted(p.name for p in tmp_path.glob("checkpoint*")) == ["checkpoint-10", "checkpoint-9"]
     assert find_checkpoint("latest", tmp_path) == tmp_path / "checkpoint-10"
@@ -397,6 +405,15 @@ def test_processes_that_start_at_different_times_share_the_class_images(
     pipe = tiny.make_tiny_pipeline()
     for process in (1, 0):
         generate_class_images(
-            pipe, config, 0, process_index=process, num_processes=2, show_progress=False
+            pipe,
+            config.class_folder,
+            "a dog",
+            5,
+            {"num_inference_steps": 2, "height": 16, "width": 16},
+            batch_size=2,
+            seed=0,
+            process_index=process,
+            num_processes=2,
+            show_progress=False,
         )
-    assert len(image_files(class_folder(config))) == 5
+    assert len(image_files(config.class_folder)) == 5

@@ -1,0 +1,154 @@
+"""What there is on the Generate page, and where it stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gradio as gr
+
+from app.library import SUFFIX
+from app.pages.controls import (
+    PLAIN_PROMPT,
+    SAMPLE_ADAPTER,
+    SAMPLE_PROMPT,
+    Mixer,
+    Sampling,
+    mixer,
+    prompt_box,
+    sampling,
+    seed_box,
+)
+from app.pages.messages import status
+from app.services import Services
+
+EXAMPLES: tuple[tuple[str, list[str]], ...] = (
+    (SAMPLE_PROMPT, [SAMPLE_ADAPTER]),
+    ("a photo of sks car in the snow", [SAMPLE_ADAPTER]),
+    (PLAIN_PROMPT, []),
+    ("a cartoon of a cat in the jungle", []),
+    ("a 3d render of a robot in the city", []),
+    ("a flat drawing of a red mushroom on grass", []),
+)
+"""Prompts that work on the embedded base model, with the adapters they need."""
+
+
+@dataclass(frozen=True)
+class GenerateParts:
+    """The components of the page that do something."""
+
+    prompt: gr.Textbox
+    go: gr.Button
+    halt: gr.Button
+    line: gr.HTML
+    result: gr.Gallery
+    reuse_seed: gr.Button
+    reuse: gr.Button
+    history: gr.Gallery
+    mixer: Mixer
+    added: gr.UploadButton
+    seed: gr.Number
+    new_seed: gr.Checkbox
+    count: gr.Slider
+    sampling: Sampling
+    dropped: gr.File
+    earlier: gr.State
+
+
+def lay_out(services: Services, tab: gr.Tab) -> GenerateParts:
+    """Build the three blocks of the page: what to draw, what was drawn, and the fine print."""
+    with gr.Column(elem_classes="ask"):
+        prompt = prompt_box(services, "generate")
+        with gr.Row():
+            go = gr.Button("Generate", variant="primary", scale=3, elem_id="generate-go")
+            halt = gr.Button("Stop", scale=1, min_width=80, elem_id="generate-stop")
+        line = gr.HTML(status("Ready."), padding=False, elem_id="generate-status")
+    with gr.Column(elem_classes="show"):
+        result = gr.Gallery(
+            label="Picture",
+            format="png",
+            columns=1,
+            object_fit="contain",
+            fit_columns=False,
+            interactive=False,
+            elem_id="generate-result",
+        )
+        with gr.Row():
+            reuse_seed = gr.Button("Reuse the last seed", size="sm", elem_id="generate-reuse-seed")
+            reuse = gr.Button(
+                "Use the chosen picture's settings", size="sm", elem_id="generate-reuse"
+            )
+        history = gr.Gallery(
+            label="This session; click a picture to choose it",
+            format="png",
+            columns=6,
+            fit_columns=False,
+            height="auto",
+            allow_preview=False,
+            interactive=False,
+            elem_id="generate-history",
+            elem_classes="compact",
+        )
+    with gr.Column(elem_classes="tune"):
+        examples = gr.Column()  # stands above the mixer, whose choice it sets
+        mixer_ = mixer(services, tab, "generate")
+        with examples:
+            _build_examples(services, prompt, mixer_.names)
+        added = gr.UploadButton(
+            "Add an adapter file …", file_types=[SUFFIX], size="sm", elem_id="generate-add-adapter"
+        )
+        with gr.Accordion("Settings", open=False, elem_id="generate-settings"):
+            with gr.Row():
+                seed = seed_box("generate")
+                new_seed = gr.Checkbox(
+                    True,
+                    label="A new seed every time",
+                    info="Off: the seed in the field is used again.",
+                    elem_id="generate-new-seed",
+                )
+            count = gr.Slider(
+                1,
+                services.limits.max_images,
+                value=1,
+                step=1,
+                label="Pictures",
+                info="How many to draw together, from consecutive seeds.",
+                elem_id="generate-count",
+            )
+            sampling_ = sampling(services, "generate")
+        dropped = gr.File(
+            label="Drop a picture to restore its settings",
+            file_types=[".png"],
+            height=120,
+            elem_id="generate-restore",
+        )
+    return GenerateParts(
+        prompt=prompt,
+        go=go,
+        halt=halt,
+        line=line,
+        result=result,
+        reuse_seed=reuse_seed,
+        reuse=reuse,
+        history=history,
+        mixer=mixer_,
+        added=added,
+        seed=seed,
+        new_seed=new_seed,
+        count=count,
+        sampling=sampling_,
+        dropped=dropped,
+        earlier=gr.State([]),
+    )
+
+
+def _build_examples(services: Services, prompt: gr.Textbox, names: gr.Dropdown) -> None:
+    present = set(services.library.names())
+    usable = [[text, adapters] for text, adapters in EXAMPLES if present.issuperset(adapters)]
+    gr.Examples(
+        usable,
+        [prompt, names],
+        example_labels=[str(text) for text, _ in usable],
+        label="Try",
+        api_visibility="private",
+        elem_id="generate-examples",
+    )

@@ -1,0 +1,90 @@
+"""FLUX.1: dev, schnell, and Kontext without an image to edit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from svfit_diffusion.families.conditions import Conditions
+from svfit_diffusion.families.family import TRAINING_GUIDANCE, Family, PhotoSize, Sampling
+
+logger = logging.getLogger(__name__)
+
+
+class FluxTokens(Family):
+    """What FLUX.1 and its kin have in common: latents packed two by two into tokens with places."""
+
+    packing = 4
+
+    def _denoise_tokens(self, noisy: Tensor, time: Tensor, **text: Any) -> Tensor:
+        """The unpacked prediction, given what is told of the prompts."""
+        pipe, factor = self.pipe, self.pipe.vae_scale_factor
+        n, channels, height, width = noisy.shape
+        (prediction,) = self.model(
+            hidden_states=pipe._pack_latents(noisy, n, channels, height, width),
+            timestep=self._timesteps(time).to(noisy.dtype) / 1000,
+            img_ids=pipe._prepare_latent_image_ids(
+                n, height // 2, width // 2, noisy.device, noisy.dtype
+            ),
+            return_dict=False,
+            **text,
+        )
+        unpacked: Tensor = pipe._unpack_latents(prediction, height * factor, width * factor, factor)
+        return unpacked
+
+
+class Flux(FluxTokens):
+    """CLIP and T5."""
+
+    text_encoders = ("text_encoder", "text_encoder_2")
+    trained_text_encoders = ("text_encoder",)
+
+    def check(self) -> None:
+        super().check()
+        if not self._is_guided:
+            logger.warning(
+                "this FLUX.1 has no guidance embedding, so it is schnell, which was distilled to "
+                "few steps: what is trained on dev usually works on schnell too, and better"
+            )
+
+    @property
+    def _is_guided(self) -> bool:
+        return bool(self.model.config.guidance_embeds)
+
+    @property
+    def sampling(self) -> Sampling:
+        if self._is_guided:
+            return Sampling(steps=28, guidance_scale=3.5, negative_prompt=False)
+        return Sampling(steps=4, guidance_scale=0.0, negative_prompt=False)
+
+    def encode_prompts(self, prompts: list[str]) -> Conditions:
+        embeddings, pooled, _ = self.pipe.encode_prompt(prompts, device=self.text_device)
+        return Conditions({"prompt_embeds": embeddings, "pooled": pooled})
+
+    def _denoise(
+        self, noisy: Tensor, time: Tensor, conditions: Conditions, sizes: Sequence[PhotoSize]
+    ) -> Tensor:
+        text = conditions["prompt_embeds"]
+        return self._denoise_tokens(
+            noisy,
+            time,
+            guidance=torch.full_like(time, TRAINING_GUIDANCE) if self._is_guided else None,
+            pooled_projections=conditions["pooled"],
+            encoder_hidden_states=text,
+            txt_ids=text.new_zeros(text.shape[1], 3),
+        )
+
+
+class FluxKontext(Flux):
+    """Kontext without an image to edit, which is FLUX.1 dev."""
+
+    def generation_arguments(
+        self, size: tuple[int, int], steps: int | None = None, guidance_scale: float | None = None
+    ) -> dict[str, Any]:
+        # It draws any size as one of this area.
+        arguments = super().generation_arguments(size, steps, guidance_scale)
+        return arguments | {"max_area": size[0] * size[1]}

@@ -1,0 +1,49 @@
+"""Where a training run computes."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import ProjectConfiguration, parse_flag_from_env
+
+from svfit_diffusion.errors import ConfigError
+from svfit_diffusion.training.config import TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+
+def make_accelerator(config: TrainingConfig) -> Accelerator:
+    """An accelerator for these settings.
+
+    Raises:
+        ConfigError: fp16 without a GPU.
+    """
+    # Without a GPU accelerate joins several processes only if told that it runs on CPUs.
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    if cpu and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        logger.warning(
+            "accelerate launch starts a single process on a machine without GPUs, whatever "
+            "--num_processes says; add --multi_gpu (it works on CPUs) or use torchrun"
+        )
+    device = PartialState(cpu=cpu).device
+    precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError(
+            "mixed_precision fp16 needs a GPU and this machine has none; use 'no' or 'bf16'"
+        )
+    # accelerate keeps the precision of a process's first accelerator; a process may train again.
+    AcceleratorState._reset_state()
+    output = Path(config.output_dir)
+    return Accelerator(
+        cpu=cpu,
+        mixed_precision=config.mixed_precision,
+        log_with=config.report_to,
+        project_config=ProjectConfiguration(
+            project_dir=str(output), logging_dir=str(output / config.logging_dir)
+        ),
+    )

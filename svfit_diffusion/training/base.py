@@ -1,0 +1,158 @@
+"""The base model of a run: a folder, a hub id or a single file, in float32."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.loaders.single_file_utils import infer_diffusers_model_type
+from safetensors import SafetensorError, safe_open
+
+from svfit_diffusion.adapters.components import models_of
+from svfit_diffusion.errors import ConfigError
+
+_SINGLE_FILES = (".safetensors", ".ckpt")
+_SINGLE_FILE_CLASSES = {
+    "v1": "StableDiffusionPipeline",
+    "v2": "StableDiffusionPipeline",
+    "xl_base": "StableDiffusionXLPipeline",
+    "playground-v2-5": "StableDiffusionXLPipeline",
+    "sd3": "StableDiffusion3Pipeline",
+    "sd35_medium": "StableDiffusion3Pipeline",
+    "sd35_large": "StableDiffusion3Pipeline",
+    "flux-dev": "FluxPipeline",
+    "flux-schnell": "FluxPipeline",
+}
+"""The pipeline for what diffusers takes a single file for."""
+
+
+@dataclass(frozen=True)
+class BaseSource:
+    """Where a base model is.
+
+    Attributes:
+        name: a folder, a hub id or a single file.
+        revision: on the hub.
+        variant: of its weight files, such as `"fp16"`.
+        single_file_config: folder or hub id of the configuration files of a single file's pipeline.
+    """
+
+    name: str
+    revision: str | None = None
+    variant: str | None = None
+    single_file_config: str | None = None
+
+
+def load_base(source: BaseSource) -> Any:
+    """The base pipeline, in float32 so that the basis is computed from full precision.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    if not source.name:
+        raise ConfigError("pretrained_model_name_or_path is missing: a folder or a hub id")
+    try:
+        if Path(source.name).suffix in _SINGLE_FILES and Path(source.name).is_file():
+            pipe = _load_single_file(Path(source.name), source.single_file_config)
+        else:
+            pipe = DiffusionPipeline.from_pretrained(
+                source.name,
+                revision=source.revision,
+                variant=source.variant,
+                **_without_safety_checker(source.name),
+            )
+    except ConfigError:
+        raise
+    except (OSError, ValueError, ImportError) as error:
+        hint = _variant_hint(source)
+        raise ConfigError(f"cannot load base model {source.name!r}{hint}: {error}") from error
+    for model in models_of(pipe).values():
+        if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
+            model.float()
+    return pipe
+
+
+def _without_safety_checker(name: str) -> dict[str, Any]:
+    """Arguments that leave Stable Diffusion's safety checker out; others know none."""
+    try:
+        config = DiffusionPipeline.load_config(name)
+    except OSError:
+        return {}
+    return (
+        {"safety_checker": None, "requires_safety_checker": False}
+        if "safety_checker" in config
+        else {}
+    )
+
+
+def _variant_hint(source: BaseSource) -> str:
+    """What to try where a folder has files of another variant only."""
+    folder = Path(source.name)
+    if source.variant or not folder.is_dir():
+        return ""
+    files = {path.name for path in folder.rglob("*.safetensors")}
+    if files and all(".fp16." in name for name in files):
+        return " (its files are of the variant fp16: add --variant=fp16)"
+    return ""
+
+
+def _load_single_file(path: Path, config: str | None) -> Any:
+    if path.suffix != ".safetensors":
+        raise ConfigError(
+            f"{path} may be a pickle, which can run code when it is loaded: convert it to "
+            f".safetensors"
+        )
+    name = _class_in(config) if config else _SINGLE_FILE_CLASSES.get(_kind(path), "")
+    if not name:
+        raise ConfigError(
+            f"{path} is a single file of {_kind(path)!r}; single files of Stable Diffusion 1, 2, "
+            f"3, XL and FLUX.1 can be loaded, others by single_file_config"
+        )
+    return getattr(diffusers, name).from_single_file(str(path), config=config)
+
+
+def _class_in(config: str) -> str:
+    index = Path(config) / "model_index.json"
+    if index.is_file():
+        return str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
+    return str(DiffusionPipeline.load_config(config)["_class_name"])
+
+
+def _kind(path: Path) -> str:
+    """What diffusers takes a file for, by the names and shapes of its tensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return str(infer_diffusers_model_type(_Shapes(file)))
+    except KeyError as error:
+        raise ConfigError(f"{path} is a single file of no known kind: it lacks {error}") from None
+    except SafetensorError as error:
+        raise ConfigError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+class _Shapes(Mapping[str, Any]):
+    """The tensors of a file by name, of which no more than the shape is read."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._names = frozenset(file.keys())
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names:
+            raise KeyError(name)
+        return SimpleNamespace(shape=tuple(self._file.get_slice(name).get_shape()))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

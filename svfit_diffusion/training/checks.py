@@ -1,0 +1,61 @@
+"""What a run is checked for before any work, and what follows from its base model."""
+
+from __future__ import annotations
+
+from svfit_diffusion.errors import ConfigError
+from svfit_diffusion.families import Family
+
+
+def check_precision(family: Family, precision: str) -> None:
+    """Raise `ConfigError` if a family overflows in this precision (`no`, `fp16` or `bf16`)."""
+    if precision == "fp16" and not family.float16:
+        raise ConfigError(
+            f"a {type(family.pipe).__name__} overflows in float16; use mixed_precision bf16 or no"
+        )
+
+
+def check_checkpointing(family: Family, wanted: bool) -> None:
+    """Raise `ConfigError` if a family computes something else under gradient checkpointing."""
+    if wanted and not family.checkpointing:
+        raise ConfigError(
+            f"the {family.denoiser} of a {type(family.pipe).__name__} computes something else "
+            f"under gradient checkpointing in this version of diffusers; leave "
+            f"gradient_checkpointing out"
+        )
+
+
+def trained_text_encoders(family: Family, wanted: bool | None) -> list[str]:
+    """Components of the text encoders to train along.
+
+    Args:
+        family: of the base.
+        wanted: what the user says; None is where the family has no text encoders but such.
+
+    Raises:
+        ConfigError: they are wanted, and the family has none that can be trained.
+    """
+    here = [name for name in family.trained_text_encoders if name in family.encoders]
+    if wanted is None:
+        return here if set(here) == set(family.encoders) else []
+    if wanted and not here:
+        raise ConfigError(
+            f"the text encoder of a {type(family.pipe).__name__} "
+            f"({', '.join(type(e).__name__ for e in family.encoders.values())}) cannot be trained; "
+            f"leave out train_text_encoder"
+        )
+    return here if wanted else []
+
+
+def training_resolution(family: Family, wanted: int | None) -> int:
+    """The side of training images in pixels.
+
+    Raises:
+        ConfigError: it does not fit the base model.
+    """
+    resolution, step = wanted or family.native_size, family.size_multiple
+    if resolution % step:
+        raise ConfigError(
+            f"resolution {resolution} does not fit this base model; use a multiple of {step}, "
+            f"such as {max(step, round(resolution / step) * step)}"
+        )
+    return resolution

@@ -1,0 +1,227 @@
+"""A pipeline made ready to be trained: checked, frozen, an adapter on it, its photos encoded."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from diffusers.training_utils import EMAModel
+from torch import nn
+
+from svfit_diffusion.families import family_of
+from svfit_diffusion.files.scratch import Scratch
+from svfit_diffusion.training import checks
+from svfit_diffusion.training.accelerators import make_accelerator
+from svfit_diffusion.training.base import load_base
+from svfit_diffusion.training.class_images import generate_class_images, missing_class_images
+from svfit_diffusion.training.config import TrainingConfig
+from svfit_diffusion.training.objective import BasePrior, Objective
+from svfit_diffusion.training.photo_set import photo_sets
+from svfit_diffusion.training.photos import Photo, load_photos
+from svfit_diffusion.training.placement import Placement
+from svfit_diffusion.training.preview import Preview
+from svfit_diffusion.training.subject import Subject
+
+_PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Preparation:
+    """Does all that comes before the first step, and undoes it on an error.
+
+    Args:
+        config: the run's settings.
+        accelerator: where it runs; made from the settings if not given.
+        pipe: the base pipeline; loaded from the settings if not given.
+        show_progress: show progress bars.
+
+    Raises:
+        ConfigError, DataError, TargetError, AdapterNameError: as `Trainer`.
+
+    Attributes:
+        accelerator: where the run computes.
+        seed: of everything random.
+        family: of the pipeline.
+        resolution: side of training images in pixels, of a square.
+        subject: the adapter in training.
+        average: running mean of the shifts; None unless it is wanted.
+        preview: draws with the pipeline.
+        photo_sets: the subject's photos, and the class images if there are any.
+        objective: what a step minimises.
+        seconds: duration of each stage, by name.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        accelerator: Accelerator | None,
+        pipe: Any,
+        show_progress: bool,
+    ) -> None:
+        self._config = config
+        photos = load_photos(Path(config.instance_data_dir), config.instance_prompt)
+        self.seconds: dict[str, float] = {}
+        self.accelerator = accelerator or make_accelerator(config)
+        self.seed = self._shared_seed()
+        with self._timed("loading"):
+            self.family = family_of(pipe if pipe is not None else load_base(config.source))
+        self._check()
+        self.resolution = checks.training_resolution(self.family, config.resolution)
+        self._show_progress = show_progress and self.accelerator.is_local_main_process
+        self._placement = Placement(
+            self.family.pipe, self.accelerator.device, offload=config.offload
+        )
+        with contextlib.ExitStack() as undo:
+            self.subject = self._put_on(undo)
+            parameters = self.subject.parameters()
+            self.average = EMAModel(parameters, decay=config.ema_decay) if config.use_ema else None
+            self.preview = Preview(self.family, self.subject, self._placement, self.average)
+            self._freeze()
+            self.objective = self._objective(photos)
+            undo.pop_all()
+
+    def _shared_seed(self) -> int:
+        """The configured seed, or one that the main process draws for all."""
+        drawn = [secrets.randbits(31) if self._config.seed is None else self._config.seed]
+        return int(broadcast_object_list(drawn)[0])
+
+    @contextlib.contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[stage] = time.perf_counter() - started
+
+    def _check(self) -> None:
+        """Name what does not fit before any work."""
+        family, config = self.family, self._config
+        family.check()
+        checks.check_precision(family, self.accelerator.mixed_precision)
+        checks.check_checkpointing(family, config.gradient_checkpointing)
+        self._trained = checks.trained_text_encoders(family, config.train_text_encoder)
+        self._process = family.noise_process(config.noise)
+
+    @property
+    def components(self) -> list[str]:
+        """The pipeline's components in training, the denoiser first."""
+        return [self.family.denoiser, *self._trained]
+
+    def _put_on(self, undo: contextlib.ExitStack) -> Subject:
+        """The adapter in training; `undo` takes it off again."""
+        self._placement.bring(self.components)  # where weights are, vectors are computed
+        with self._timed("singular vectors"), self.accelerator.main_process_first():
+            # The main process fills the cache; the others find the basis there.
+            models = {name: getattr(self.family.pipe, name) for name in self.components}
+            subject = Subject(models, self._config.svfit, show_progress=self._show_progress)
+        undo.callback(subject.withdraw)
+        return subject
+
+    def _freeze(self) -> None:
+        """Freeze and cast the pipeline, once the basis has seen it in full precision."""
+        config, pipe, family = self._config, self.family.pipe, self.family
+        if config.allow_tf32:
+            torch.backends.cuda.matmul.allow_tf32 = True
+        if config.enable_xformers_memory_efficient_attention:
+            pipe.enable_xformers_memory_efficient_attention()
+        if self.accelerator.mixed_precision in _PRECISIONS:
+            pipe.to(_PRECISIONS[self.accelerator.mixed_precision])
+        for part in pipe.components.values():
+            if isinstance(part, nn.Module):
+                part.requires_grad_(False)
+        self.subject.set_trainable(True)
+        if config.gradient_checkpointing or family.needs_training_mode:
+            family.model.train()
+        if config.gradient_checkpointing:
+            family.model.enable_gradient_checkpointing()
+            for name in self._trained:
+                encoder = getattr(pipe, name)
+                encoder.gradient_checkpointing_enable({"use_reentrant": False})
+                encoder.train()
+
+    def _objective(self, photos: list[Photo]) -> Objective:
+        """Photos encoded, and what is to be minimised on them."""
+        config, sets = self._config, [photos]
+        if config.with_prior_preservation:
+            sets.append(self._class_images())
+        self.photo_sets = photo_sets(
+            self.family,
+            sets,
+            self.resolution,
+            aspect_buckets=config.aspect_buckets,
+            center_crop=config.center_crop,
+            random_flip=config.random_flip,
+            proportion_empty_prompts=config.proportion_empty_prompts,
+            scratch=Scratch(Path(config.output_dir) if config.cache_to_disk else None),
+        )
+        with self._timed("encoding"):
+            prior = self._encode()
+        self.settle()
+        outside = config.mask_background_weight
+        return Objective(self.family, self._process, self.photo_sets, self.seed, outside, prior)
+
+    def _class_images(self) -> list[Photo]:
+        """The class images, those that are missing drawn first."""
+        config, folder = self._config, self._config.class_folder
+        if missing_class_images(folder, config.num_class_images):
+            with self._timed("class images"), self.preview.generating() as pipe:
+                generate_class_images(
+                    pipe,
+                    folder,
+                    config.class_prompt or "",
+                    config.num_class_images,
+                    self.generation_arguments,
+                    batch_size=config.sample_batch_size,
+                    seed=self.seed,
+                    process_index=self.accelerator.process_index,
+                    num_processes=self.accelerator.num_processes,
+                    show_progress=self._show_progress,
+                )
+        self.accelerator.wait_for_everyone()
+        return load_photos(folder, config.class_prompt or "", limit=config.num_class_images)
+
+    @property
+    def generation_arguments(self) -> dict[str, Any]:
+        """Of the pipeline's call, as the settings or else the family say."""
+        size = (self.resolution, self.resolution)
+        config = self._config
+        return self.family.generation_arguments(
+            size, config.num_inference_steps, config.guidance_scale
+        )
+
+    @property
+    def _keeps_conditions(self) -> bool:
+        return self._config.pre_compute_text_embeddings and not self._trained
+
+    def _encode(self) -> BasePrior | None:
+        """Encode what does not change, each kind of model on the device in its turn; the prior
+        that the base gives, if it is wanted.
+        """
+        config, kept = self._config, None
+        if config.cache_latents:
+            self._placement.bring(["vae"])
+            for photo_set in self.photo_sets:
+                photo_set.cache_latents()
+        if self._keeps_conditions:
+            self._placement.bring(list(self.family.encoders))
+            for photo_set in self.photo_sets:
+                photo_set.cache_conditions()
+            if config.with_base_prior:
+                with torch.no_grad():
+                    kept = self.family.encode_prompts([config.class_prompt or ""])
+        if not config.with_base_prior:
+            return None
+        return BasePrior(self.subject, config.class_prompt or "", kept)
+
+    def settle(self) -> None:
+        """Have on the device what training needs, and nothing else."""
+        needed = [self.family.denoiser]
+        idle: list[str] = []
+        (idle if self._config.cache_latents else needed).append("vae")
+        (idle if self._keeps_conditions else needed).extend(self.family.encoders)
+        self._placement.bring(needed)
+        self._placement.park(idle)
