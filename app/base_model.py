@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from torch import nn
 
 import svfit_diffusion  # noqa: F401  (gives pipelines the adapter methods)
+from app.drawing import Drawing
 from app.errors import SettingError
 from svfit_diffusion.errors import ConfigError
-from svfit_diffusion.families import Family, family_of
+from svfit_diffusion.families import family_of
 from svfit_diffusion.training.base import BaseSource, load_base
 
 
@@ -20,15 +21,18 @@ class BaseModel:
     """A text-to-image pipeline, loaded once and never changed.
 
     Args:
-        source: folder or hub id of a Stable Diffusion 1.x or 2.x model.
+        source: folder or hub id of a base model, or a single file.
         device: where it lives; the accelerator if there is one by default.
 
     Raises:
-        SettingError: it cannot be loaded, is no such model, or the device cannot be used.
+        SettingError: it cannot be loaded, does not draw from prompts, or the device cannot be
+            used.
 
     Attributes:
         source: as given.
         device: where it lives.
+        drawing: how it draws.
+        untrainable: why it cannot be trained; None if it can.
     """
 
     def __init__(self, source: str, device: str | None = None) -> None:
@@ -36,36 +40,36 @@ class BaseModel:
         self.device = _usable_device(device or _best_device())
         try:
             self._pipe = load_base(BaseSource(source))
-            self.family.check()
         except ConfigError as error:
             raise SettingError(str(error)) from error
+        self.drawing = Drawing(self._pipe)
+        self.untrainable = _why_untrainable(self._pipe)
         for model in _models(self._pipe):
             model.requires_grad_(False).eval()
         self._pipe.to(self.device)
 
-    def view(self) -> StableDiffusionPipeline:
-        """A pipeline of one's own over the same weights.
+    def view(self) -> Any:
+        """A pipeline of one's own, of the base's class, over the same weights.
 
         Its modules and parameters are new objects whose values share the base's memory. Adapters
         loaded into it, and moving or casting it, are seen by nobody else. Its weights must not be
         written in place.
         """
-        pipe = StableDiffusionPipeline(
-            **{name: share_weights(c) for name, c in self._pipe.components.items()},
-            requires_safety_checker=False,
-        )
+        components = self._pipe.components
+        accepted = inspect.signature(type(self._pipe)).parameters.keys() - components.keys()
+        flags = {name: value for name, value in self._pipe.config.items() if name in accepted}
+        shared = {name: share_weights(component) for name, component in components.items()}
+        pipe = type(self._pipe)(**shared, **flags)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
-    @property
-    def family(self) -> Family:
-        """What the base is, as training sees it."""
-        return family_of(self._pipe)
 
-    @property
-    def native_size(self) -> int:
-        """Side in pixels of the pictures that the base was trained on."""
-        return self.family.native_size
+def _why_untrainable(pipe: Any) -> str | None:
+    try:
+        family_of(pipe).check()
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def _best_device() -> str:

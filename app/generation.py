@@ -4,28 +4,29 @@ for every visitor.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from app.base_model import BaseModel
+from app.drawing import Drawing
 from app.errors import LibraryError
 from app.library import AdapterLibrary, FileVersion, misfit_reason
 from app.picture import SCHEDULERS, PictureSettings
+from app.previews import previews
 from app.settings import Limits
 from app.visits import Event, Portion, in_portions, shares
-from svfit_diffusion.errors import SVFitError
+from svfit_diffusion.errors import BatchError, StateError, SVFitError
+
+logger = logging.getLogger(__name__)
 
 _PREVIEWS = 6
 """How often the forming pictures are shown on the way."""
-_PREVIEW_LATENT_SIDE = 32
-"""Larger latents are scaled down to this before a preview is decoded."""
 
 
 def concurrent_drawings(limits: Limits) -> int:
@@ -40,9 +41,10 @@ class ImageGenerator:
 
     The view belongs to a single thread. It takes portions of pictures in the order they came, and
     with each those waiting that differ in prompt, adapters and seed only, as far as one batch has
-    room: every row of it is shifted by its own adapters alone. Noise comes from each picture's own
-    seed. So the same request gives the same picture to the last bit when it is drawn by itself,
-    whatever was drawn before; in company float32 sums may round otherwise, by a level of 255 or so.
+    room: every row of it is shifted by its own adapters alone. On a model that refuses such batches
+    they are drawn one after the other. Noise comes from each picture's own seed. So the same
+    request gives the same picture to the last bit when it is drawn by itself, whatever was drawn
+    before; in company float32 sums may round otherwise, by a level of 255 or so.
 
     Adapters stay loaded, a vector per layer each, so switching costs no more than the product
     `U diag(δ) Vᵀ`.
@@ -54,11 +56,13 @@ class ImageGenerator:
     """
 
     def __init__(self, base: BaseModel, library: AdapterLibrary, limits: Limits) -> None:
-        self._pipe: Any = base.view()
+        self._pipe = base.view()
+        self._drawing = Drawing(self._pipe)
         self._own_scheduler = self._pipe.scheduler
         self._library = library
         self._limits = limits
         self._loaded: dict[str, FileVersion | None] = {}
+        self._mixes = True
         self._waiting: list[Portion] = []
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pictures")
@@ -75,6 +79,7 @@ class ImageGenerator:
         """
         for settings in wanted:
             settings.check(self._limits)
+            self._drawing.check(settings)
             for name in settings.adapters:
                 self._library.path(name)
         portions = in_portions(wanted, self._limits.max_images)
@@ -93,14 +98,10 @@ class ImageGenerator:
         taken = self._take()
         try:
             versions = self._drop_outdated()
-            batch = [portion for portion in taken if self._loads(portion, versions)]
-            images = self._draw(batch) if batch else []
+            self._draw([portion for portion in taken if self._loads(portion, versions)])
         except Exception as error:
             for portion in taken:
                 portion.visit.fail(error)
-            return
-        for portion, own in zip(batch, shares(batch, images), strict=True):
-            portion.finish(own)
 
     def _take(self) -> list[Portion]:
         """Take the first portion off the queue, and those behind it that fit into its batch."""
@@ -115,27 +116,69 @@ class ImageGenerator:
             self._waiting = [portion for portion in waiting if portion not in taken]
         return taken
 
-    def _draw(self, batch: list[Portion]) -> list[Image.Image]:
-        """The pictures of several portions, in order."""
+    def _draw(self, batch: list[Portion]) -> None:
+        """Draw several portions together, or one after the other where the model cannot."""
+        if self._mixes and batch:
+            try:
+                images = self._draw_mixed(batch)
+            except (BatchError, StateError):
+                logger.warning(
+                    "pictures are drawn one adapter at a time from now on", exc_info=True
+                )
+                self._mixes = False
+            else:
+                for portion, own in zip(batch, shares(batch, images), strict=True):
+                    portion.finish(own)
+                return
+        for portion in batch:
+            try:
+                portion.finish([i for part in portion.parts() for i in self._draw_alike(part)])
+            except Exception as error:
+                portion.visit.fail(error)
+
+    def _draw_mixed(self, batch: list[Portion]) -> list[Image.Image]:
+        """The pictures of several portions, in order, in one batch."""
+        mixes = [settings.adapters for portion in batch for settings in portion.wanted]
+        with self._pipe.svfit_adapters_per_prompt(mixes):
+            return self._call(batch)
+
+    def _draw_alike(self, portion: Portion) -> list[Image.Image]:
+        """The pictures of a portion whose adapters are all the same."""
+        adapters = portion.wanted[0].adapters
+        self._pipe.set_svfit_adapters(list(adapters), list(adapters.values()))
+        try:
+            return self._call([portion])
+        finally:
+            self._pipe.set_svfit_adapters([])
+
+    def _call(self, batch: list[Portion]) -> list[Image.Image]:
+        """Call the pipeline once."""
         wanted = [settings for portion in batch for settings in portion.wanted]
-        common = wanted[0]
-        chosen = SCHEDULERS[common.scheduler]
+        chosen = SCHEDULERS[wanted[0].scheduler]
         config = self._own_scheduler.config
         # A new one each time: schedulers keep state, and some carry it into the next picture.
         self._pipe.scheduler = (chosen or type(self._own_scheduler)).from_config(config)
-        with self._pipe.svfit_adapters_per_prompt([settings.adapters for settings in wanted]):
-            images: list[Image.Image] = self._pipe(
-                prompt=[settings.prompt for settings in wanted],
-                negative_prompt=[settings.negative_prompt for settings in wanted],
-                num_inference_steps=common.steps,
-                guidance_scale=common.guidance_scale,
-                width=common.width,
-                height=common.height,
-                # On the CPU, where a seed means the same noise whatever the device.
-                generator=[torch.Generator().manual_seed(settings.seed) for settings in wanted],
-                callback_on_step_end=partial(_after_step, batch),
-            ).images
+        images: list[Image.Image] = self._pipe(
+            **self._drawing.arguments(wanted),
+            **self._drawing.watching(partial(self._after_step, batch)),
+        ).images
         return images
+
+    def _after_step(self, batch: list[Portion], step: int, latents: Tensor) -> None:
+        """Report a step to all of the batch; raise `_AllLeftError` if nobody is there."""
+        if all(portion.visit.over.is_set() for portion in batch):
+            raise _AllLeftError
+        steps, family, settings = self._steps(), self._drawing.family, batch[0].wanted[0]
+        shows = step % max(1, steps // _PREVIEWS) == 0 and step < steps
+        forming: tuple[Image.Image, ...] = ()
+        if shows and family:
+            forming = previews(family, latents, (settings.height, settings.width))
+        for portion, own in zip(batch, shares(batch, forming), strict=True):
+            portion.progress(step, steps, own)
+
+    def _steps(self) -> int:
+        """Steps of the call that is under way."""
+        return len(self._pipe.scheduler.timesteps)
 
     def _drop_outdated(self) -> dict[str, FileVersion]:
         """Drop the adapters that have changed on disk, and return what is there now."""
@@ -170,27 +213,5 @@ class ImageGenerator:
             raise LibraryError(f"“{name}” cannot be used. {misfit_reason(error)}") from error
 
 
-def _after_step(
-    batch: list[Portion], pipe: Any, index: int, _: Any, tensors: dict[str, Any]
-) -> dict[str, Any]:
-    """The pipeline's `callback_on_step_end`."""
-    if all(portion.visit.over.is_set() for portion in batch):
-        pipe._interrupt = True  # diffusers' own way to leave the loop
-        return tensors
-    step, steps = index + 1, pipe.num_timesteps
-    shown = step % max(1, steps // _PREVIEWS) == 0 and step < steps
-    previews = preview(pipe, tensors["latents"]) if shown else ()
-    for portion, own in zip(batch, shares(batch, previews), strict=True):
-        portion.progress(step, steps, own)
-    return tensors
-
-
-@torch.no_grad()
-def preview(pipe: Any, latents: Tensor) -> tuple[Image.Image, ...]:
-    """Small pictures of latents `(n, c, h, w)` on their way, noise and all."""
-    longest = max(latents.shape[-2:])
-    if longest > _PREVIEW_LATENT_SIDE:
-        scale = _PREVIEW_LATENT_SIDE / longest
-        latents = torch.nn.functional.interpolate(latents, scale_factor=scale, mode="area")
-    images = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
-    return tuple(pipe.image_processor.postprocess(images))
+class _AllLeftError(Exception):
+    """Nobody waits for the pictures that are being drawn."""

@@ -20,6 +20,7 @@ import tiny
 import torch
 
 from svfit_diffusion import inject, sigma_parameters
+from svfit_diffusion.adapters.components import models_of
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
@@ -43,11 +44,13 @@ class AppServer:
     services: Any
 
 
-def write_random_adapter(path: Path, seed: int) -> Path:
-    """Write a random adapter of `tiny.make_tiny_pipeline()` and return the path."""
-    pipe = tiny.make_tiny_pipeline()
+def write_random_adapter(
+    path: Path, seed: int, make_pipeline: Callable[[], Any] = tiny.make_tiny_pipeline
+) -> Path:
+    """Write a random adapter of a pipeline's denoiser and first text encoder; return the path."""
+    pipe = make_pipeline()
     generator = torch.Generator().manual_seed(seed)
-    for model in (pipe.unet, pipe.text_encoder):
+    for model in list(models_of(pipe).values())[:2]:
         inject(model, show_progress=False)
         for _, delta in sigma_parameters(model):
             delta.data = torch.randn(delta.shape, generator=generator) * 0.4
@@ -64,10 +67,8 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def serve(
-    saved_pipe: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., AppServer]]:
-    """Start an app on the tiny base model, with settings beyond the usual; closed in the end."""
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., AppServer]]:
+    """Start an app on a tiny base model, with settings beyond the usual; closed in the end."""
     from app.pages.layout import build_app, launch_settings
     from app.services import build_services
     from app.settings import AppSettings
@@ -75,13 +76,16 @@ def serve(
     os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("gradio"))
     started = []
 
-    def start(**settings: Any) -> AppServer:
+    def start(
+        make_pipeline: Callable[[], Any] = tiny.make_tiny_pipeline, **settings: Any
+    ) -> AppServer:
         folder = tmp_path_factory.mktemp("app")
+        make_pipeline().save_pretrained(folder / "base")
         for seed, name in enumerate(ADAPTERS):
-            write_random_adapter(folder / "adapters" / f"{name}.safetensors", seed)
+            write_random_adapter(folder / "adapters" / f"{name}.safetensors", seed, make_pipeline)
         services = build_services(
             AppSettings(
-                base=str(saved_pipe),
+                base=str(folder / "base"),
                 adapters=folder / "adapters",
                 outputs=folder / "outputs",
                 device="cpu",
@@ -134,12 +138,12 @@ def visit(browser: Any, app_server: AppServer) -> Iterator[Callable[..., Any]]:
     """Open the app in a fresh browser session, `visit(width=390)` as on a phone."""
     contexts = []
 
-    def open_page(width: int = 1280, **options: Any) -> Any:
+    def open_page(width: int = 1280, url: str = app_server.url, **options: Any) -> Any:
         context = browser.new_context(viewport={"width": width, "height": 800}, **options)
         contexts.append(context)
         context.set_default_timeout(1000 * SECONDS)
         page = context.new_page()
-        page.goto(app_server.url)
+        page.goto(url)
         page.locator("#generate-go").wait_for()
         return page
 

@@ -11,6 +11,8 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
@@ -119,6 +121,13 @@ def make_tiny_pipeline(seed: int = 0, **unet_overrides: Any) -> StableDiffusionP
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def make_tiny_consistency_pipeline() -> LatentConsistencyModelPipeline:
+    """A pipeline that training does not know, and that takes no negative prompts."""
+    parts = {**make_tiny_pipeline().components, "scheduler": LCMScheduler()}
+    parts["unet"] = make_tiny_unet(time_cond_proj_dim=32)
+    return LatentConsistencyModelPipeline(**parts, requires_safety_checker=False)
 
 
 def save_tiny_pipeline(folder: Path, seed: int = 0) -> Path:

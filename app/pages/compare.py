@@ -37,7 +37,7 @@ _HINTS = {
     AxisKind.STRENGTH: "Of every adapter chosen; 0 is the base model, 1 as trained.",
     AxisKind.PROMPT: "One prompt a line.",
     AxisKind.SEED: "Whole numbers with commas between them.",
-    AxisKind.GUIDANCE: "Numbers with commas between them; 2 to 3 suits the sample base.",
+    AxisKind.GUIDANCE: "Numbers with commas between them.",
     AxisKind.STEPS: "Whole numbers with commas between them.",
 }
 

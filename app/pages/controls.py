@@ -14,8 +14,6 @@ from gradio.components import Component
 from app.picture import (
     MAX_SEED,
     OWN_SCHEDULER,
-    SCHEDULERS,
-    SIDE_MULTIPLE,
     PictureSettings,
     whole,
 )
@@ -25,9 +23,6 @@ SAMPLE_ADAPTER = "blue_car"
 SAMPLE_PROMPT = "a photo of sks car on the beach"
 PLAIN_PROMPT = "a photo of a teapot on a wooden floor"
 """A prompt that needs no adapter."""
-
-# Where the guidance slider starts: small base models want less than Stable Diffusion.
-_SMALL_GUIDANCE, _USUAL_GUIDANCE, _LARGE_SIDE = 2.5, 7.5, 256
 
 _KEEP_STRENGTHS = "(names, s) => Object.fromEntries(names.map(n => [n, s[n] ?? 1]))"
 
@@ -119,14 +114,14 @@ def mixer_values(services: Services, adapters: Mapping[str, float]) -> tuple[Any
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a picture is drawn."""
+    """How a picture is drawn. What the base model leaves no choice of is a state, out of sight."""
 
     steps: gr.Slider
     guidance_scale: gr.Slider
     width: gr.Slider
     height: gr.Slider
-    scheduler: gr.Dropdown
-    negative_prompt: gr.Textbox
+    scheduler: gr.Dropdown | gr.State
+    negative_prompt: gr.Textbox | gr.State
 
     @property
     def numbers(self) -> list[Component]:
@@ -136,59 +131,66 @@ class Sampling:
 
 def sampling(services: Services, page: str) -> Sampling:
     """Build the fields for steps, guidance, size, scheduler and negative prompt."""
-    limits, side = services.limits, services.base.native_size
-    smallest, largest = min(side, 4 * SIDE_MULTIPLE), min(4 * side, limits.max_side)
+    usual = services.base.drawing.sampling
+    effect = "At 1 or less the negative prompt has no effect." if usual.negative_prompt else ""
     return Sampling(
         steps=gr.Slider(
             1,
-            limits.max_steps,
-            value=20,
+            services.limits.max_steps,
+            value=usual.steps,
             step=1,
             label="Steps",
-            info="More steps, finer pictures, longer waiting; 15 to 30 is enough.",
+            info=f"More steps, finer pictures, longer waiting; usual here: {usual.steps}.",
             elem_id=f"{page}-steps",
         ),
         guidance_scale=gr.Slider(
             0,
             15,
-            value=_SMALL_GUIDANCE if side < _LARGE_SIDE else _USUAL_GUIDANCE,
+            value=usual.guidance_scale,
             step=0.1,
             label="Guidance",
-            info="How strictly the prompt is followed: 2 to 3 on the sample base, 5 to 9 on Stable "
-            "Diffusion. At 1 or less the negative prompt has no effect.",
+            info=f"How strictly the prompt is followed; usual here: {usual.guidance_scale:g}. "
+            f"{effect}",
             elem_id=f"{page}-guidance",
         ),
-        width=gr.Slider(
-            smallest,
-            largest,
-            value=side,
-            step=SIDE_MULTIPLE,
-            label="Width",
-            info=f"In pixels. The base model was trained at {side}; far from it things repeat.",
-            elem_id=f"{page}-width",
-        ),
-        height=gr.Slider(
-            smallest,
-            largest,
-            value=side,
-            step=SIDE_MULTIPLE,
-            label="Height",
-            info=f"In pixels; best near {side}, too.",
-            elem_id=f"{page}-height",
-        ),
-        scheduler=gr.Dropdown(
-            list(SCHEDULERS),
-            value=OWN_SCHEDULER,
-            label="Scheduler",
-            info="The way from noise to picture. “Euler ancestral” adds noise at every step.",
-            elem_id=f"{page}-scheduler",
-        ),
+        width=_side(services, page, "Width"),
+        height=_side(services, page, "Height"),
+        scheduler=_scheduler(services, page),
         negative_prompt=gr.Textbox(
             "",
             label="Negative prompt",
             info="What the picture should not show; may stay empty.",
             elem_id=f"{page}-negative",
-        ),
+        )
+        if usual.negative_prompt
+        else gr.State(""),
+    )
+
+
+def _side(services: Services, page: str, label: str) -> gr.Slider:
+    drawing, limit = services.base.drawing, services.limits.max_side
+    side, multiple = drawing.native_size, drawing.size_multiple
+    return gr.Slider(
+        min(side, 4 * multiple),
+        min(4 * side, limit // multiple * multiple),
+        value=min(side, limit),
+        step=multiple,
+        label=label,
+        info=f"In pixels. The base model was trained at {side}; far from it things repeat.",
+        elem_id=f"{page}-{label.lower()}",
+    )
+
+
+def _scheduler(services: Services, page: str) -> gr.Dropdown | gr.State:
+    names = services.base.drawing.schedulers
+    if len(names) == 1:
+        return gr.State(OWN_SCHEDULER)
+    return gr.Dropdown(
+        list(names),
+        value=OWN_SCHEDULER,
+        label="Scheduler",
+        info="The way from noise to picture. “Euler ancestral” adds noise at every step.",
+        elem_id=f"{page}-scheduler",
     )
 
 

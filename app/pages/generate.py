@@ -119,7 +119,7 @@ def _wire_restoring(services: Services, parts: GenerateParts) -> None:
         with plain_errors():
             if path is None:
                 raise SettingError("Choose a picture first.")
-            settings = read_settings(Path(path), services.limits)
+            settings = services.base.drawing.adapted(read_settings(Path(path), services.limits))
         missing = sorted(set(settings.adapters) - set(services.library.names()))
         note = f" Not here: {', '.join(missing)}." if missing else ""
         return (

@@ -29,6 +29,13 @@ def build(services: Services, tab: gr.Tab) -> None:
     """Build the page inside the current tab."""
     with gr.Row():
         with gr.Column(scale=5, min_width=320):
+            if services.base.untrainable is not None:
+                gr.HTML(
+                    status(f"Nothing can be trained here: {services.base.untrainable}."),
+                    elem_id="train-status",
+                )
+                your_adapters(services, tab)
+                return
             photos_ = photo_drop(services.limits)
             form = build_form(services)
             with gr.Row():

@@ -14,6 +14,7 @@ from app.errors import SettingError
 from app.presets import PRESETS
 from app.services import Services
 from svfit_diffusion.training import TrainingConfig
+from svfit_diffusion.training.checks import trained_text_encoders
 
 _DEFAULT_PRESET = "balanced"
 _SAMPLES_PER_RUN = 5
@@ -30,7 +31,7 @@ _MAX_SEED = 2**31 - 1
 
 @dataclass(frozen=True)
 class TrainingForm:
-    """The fields of a training's settings."""
+    """The fields of a training's settings; what the base model leaves no choice of is None."""
 
     name: gr.Textbox
     instance_prompt: gr.Textbox
@@ -39,18 +40,19 @@ class TrainingForm:
     learning_rate: gr.Number
     rank: gr.Textbox
     target: gr.Dropdown
-    train_text_encoder: gr.Checkbox
+    train_text_encoder: gr.Checkbox | None
     prior_preservation: gr.Checkbox
     class_images: gr.Number
     resolution: gr.Number
     seed: gr.Number
     watched_prompt: gr.Textbox
     guidance_scale: gr.Number
+    watched_steps: gr.Number
 
     @property
     def components(self) -> list[Component]:
         """All fields."""
-        return list(vars(self).values())
+        return [field for field in vars(self).values() if field is not None]
 
     def config(self, values: Mapping[Component, Any]) -> TrainingConfig:
         """The settings that the fields hold.
@@ -81,7 +83,7 @@ class TrainingForm:
             lr_warmup_steps=min(20, steps // 10),
             rank=values[self.rank].strip(),
             target=values[self.target] or ["attention"],
-            train_text_encoder=values[self.train_text_encoder],
+            train_text_encoder=values[self.train_text_encoder] if self.train_text_encoder else None,
             with_prior_preservation=values[self.prior_preservation],
             num_class_images=int(number(self.class_images)),
             resolution=int(number(self.resolution)),
@@ -89,7 +91,7 @@ class TrainingForm:
             validation_prompt=[values[self.watched_prompt].strip() or prompt],
             validation_steps=max(1, steps // _SAMPLES_PER_RUN),
             guidance_scale=number(self.guidance_scale),
-            num_inference_steps=20,
+            num_inference_steps=int(number(self.watched_steps)),
         )
 
 
@@ -140,7 +142,7 @@ def build_form(services: Services) -> TrainingForm:
 def _build_advanced(
     services: Services, name: gr.Textbox, instance_prompt: gr.Textbox, class_prompt: gr.Textbox
 ) -> TrainingForm:
-    start = PRESETS[_DEFAULT_PRESET]
+    start, drawing = PRESETS[_DEFAULT_PRESET], services.base.drawing
     with gr.Row():
         steps = gr.Number(
             start.steps,
@@ -173,12 +175,7 @@ def _build_advanced(
             info="Layers to train. Attention is usual; all learns more and forgets more.",
             elem_id="train-target",
         )
-    train_text_encoder = gr.Checkbox(
-        True,
-        label="Train the text encoder too",
-        info="Gives the rare word a meaning: subjects are learned sooner and better.",
-        elem_id="train-text-encoder",
-    )
+    train_text_encoder = _text_encoder_box(services)
     with gr.Row():
         prior_preservation = gr.Checkbox(
             start.prior_preservation,
@@ -197,12 +194,12 @@ def _build_advanced(
         )
     with gr.Row():
         resolution = gr.Number(
-            services.base.native_size,
+            min(drawing.native_size, services.limits.max_side),
             precision=0,
             minimum=16,
             maximum=services.limits.max_side,
             label="Resolution",
-            info=f"Side in pixels; best the base model's own, {services.base.native_size}.",
+            info=f"Side in pixels; best the base model's own, {drawing.native_size}.",
             elem_id="train-resolution",
         )
         seed = gr.Number(
@@ -214,19 +211,28 @@ def _build_advanced(
             info="The same seed and photos give the same adapter; 0 draws a new one.",
             elem_id="train-seed",
         )
+    watched_prompt = gr.Textbox(
+        label="Prompt to watch",
+        info="Drawn now and then while it trains; empty: the instance prompt.",
+        placeholder="a photo of sks dog on the beach",
+        elem_id="train-watched-prompt",
+    )
     with gr.Row():
-        watched_prompt = gr.Textbox(
-            label="Prompt to watch",
-            info="Drawn now and then while it trains; empty: the instance prompt.",
-            placeholder="a photo of sks dog on the beach",
-            elem_id="train-watched-prompt",
+        watched_steps = gr.Number(
+            drawing.sampling.steps,
+            precision=0,
+            minimum=1,
+            maximum=services.limits.max_steps,
+            label="Sampling steps of these pictures",
+            info=f"Fewer are drawn sooner; usual here: {drawing.sampling.steps}.",
+            elem_id="train-watched-steps",
         )
         guidance_scale = gr.Number(
-            2.5,
+            drawing.sampling.guidance_scale,
             minimum=0,
             maximum=30,
             label="Guidance of these pictures",
-            info="2 to 3 on the sample base, 5 to 9 on Stable Diffusion.",
+            info=f"Usual here: {drawing.sampling.guidance_scale:g}.",
             elem_id="train-guidance",
         )
     return TrainingForm(
@@ -244,4 +250,21 @@ def _build_advanced(
         seed=seed,
         watched_prompt=watched_prompt,
         guidance_scale=guidance_scale,
+        watched_steps=watched_steps,
+    )
+
+
+def _text_encoder_box(services: Services) -> gr.Checkbox | None:
+    """The choice to train text encoders, where the base has such as can be trained."""
+    family = services.base.drawing.family
+    if family is None or not family.trained_text_encoders:
+        return None
+    is_usual = bool(trained_text_encoders(family, None))
+    return gr.Checkbox(
+        is_usual,
+        label="Train the text encoder too",
+        info="Gives the rare word a meaning: subjects are learned sooner and better."
+        if is_usual
+        else "Usually left out here: CLIP alone would learn, and a larger one reads along.",
+        elem_id="train-text-encoder",
     )

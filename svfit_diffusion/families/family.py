@@ -59,6 +59,25 @@ class Sampling:
     negative_prompt: bool = True
     always: dict[str, Any] = field(default_factory=dict)
 
+    def arguments(
+        self, size: tuple[int, int], steps: int | None = None, guidance_scale: float | None = None
+    ) -> dict[str, Any]:
+        """Arguments of the pipeline's call, all but prompts and generators.
+
+        Args:
+            size: height and width in pixels.
+            steps: sampling steps; these if not given.
+            guidance_scale: strength of guidance; this one if not given.
+        """
+        scale = self.guidance_scale if guidance_scale is None else guidance_scale
+        return {
+            "height": size[0],
+            "width": size[1],
+            "num_inference_steps": steps or self.steps,
+            self.guidance_argument: scale,
+            **self.always,
+        }
+
 
 class Family(ABC):
     """A pipeline as the trainer sees it.
@@ -223,19 +242,5 @@ class Family(ABC):
     def generation_arguments(
         self, size: tuple[int, int], steps: int | None = None, guidance_scale: float | None = None
     ) -> dict[str, Any]:
-        """Arguments of the pipeline's call, all but prompts and generators.
-
-        Args:
-            size: height and width in pixels.
-            steps: sampling steps; the family's own if not given.
-            guidance_scale: strength of guidance; the family's own if not given.
-        """
-        default = self.sampling
-        scale = default.guidance_scale if guidance_scale is None else guidance_scale
-        return {
-            "height": size[0],
-            "width": size[1],
-            "num_inference_steps": steps or default.steps,
-            default.guidance_argument: scale,
-            **default.always,
-        }
+        """Arguments of the pipeline's call, as `Sampling.arguments`."""
+        return self.sampling.arguments(size, steps, guidance_scale)
