@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_REFERENCES = "references"
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -27,6 +29,16 @@ class Conditions:
     def __len__(self) -> int:
         """How many prompts."""
         return len(next(iter(self.values.values())))
+
+    @property
+    def references(self) -> list[Tensor] | None:
+        """Latents `(c, h, w)` of the image to edit for each prompt, if there are any."""
+        found: Any = self.values.get(_REFERENCES)
+        return found
+
+    def with_references(self, references: list[Tensor] | None) -> Conditions:
+        """The same prompts with images to edit, latents `(c, h, w)` as the denoiser knows them."""
+        return self if references is None else Conditions(self.values | {_REFERENCES: references})
 
     def select(self, indices: Sequence[int]) -> Conditions:
         """Those of the prompts at `indices`, in that order; one may come several times."""

@@ -97,6 +97,7 @@ class Family(ABC):
         float16: whether all components compute safely in float16.
         needs_training_mode: whether the denoiser's gradients are whole in training mode alone.
         checkpointing: whether it computes the same under gradient checkpointing.
+        takes_references: whether the denoiser can be shown an image to edit.
     """
 
     denoiser: ClassVar[str] = "transformer"
@@ -109,6 +110,7 @@ class Family(ABC):
     float16: ClassVar[bool] = True
     needs_training_mode: ClassVar[bool] = False
     checkpointing: ClassVar[bool] = True
+    takes_references: ClassVar[bool] = False
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe

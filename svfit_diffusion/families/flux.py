@@ -1,4 +1,4 @@
-"""FLUX.1: dev, schnell, and Kontext without an image to edit."""
+"""FLUX.1: dev, schnell, and Kontext, with an image to edit or without."""
 
 from __future__ import annotations
 
@@ -20,21 +20,38 @@ class FluxTokens(Family):
 
     packing = 4
 
-    def _denoise_tokens(self, noisy: Tensor, time: Tensor, **text: Any) -> Tensor:
-        """The unpacked prediction, given what is told of the prompts."""
-        pipe, factor = self.pipe, self.pipe.vae_scale_factor
-        n, channels, height, width = noisy.shape
+    def _denoise_tokens(
+        self, noisy: Tensor, time: Tensor, references: Sequence[Tensor] | None = None, **text: Any
+    ) -> Tensor:
+        """The unpacked prediction, given images to edit and what is told of the prompts."""
+        factor = self.pipe.vae_scale_factor
+        height, width = noisy.shape[-2:]
+        tokens, places = self._tokens(noisy)
+        count = tokens.shape[1]
+        if references is not None:
+            beside, their_places = self._tokens(torch.stack([*references]))
+            their_places[..., 0] = 1
+            tokens, places = torch.cat([tokens, beside], 1), torch.cat([places, their_places])
         (prediction,) = self.model(
-            hidden_states=pipe._pack_latents(noisy, n, channels, height, width),
+            hidden_states=tokens,
             timestep=self._timesteps(time).to(noisy.dtype) / 1000,
-            img_ids=pipe._prepare_latent_image_ids(
-                n, height // 2, width // 2, noisy.device, noisy.dtype
-            ),
+            img_ids=places,
             return_dict=False,
             **text,
         )
-        unpacked: Tensor = pipe._unpack_latents(prediction, height * factor, width * factor, factor)
+        unpacked: Tensor = self.pipe._unpack_latents(
+            prediction[:, :count], height * factor, width * factor, factor
+        )
         return unpacked
+
+    def _tokens(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents as tokens `(n, length, 4c)`, and the place of each."""
+        n, channels, height, width = latents.shape
+        packed: Tensor = self.pipe._pack_latents(latents, n, channels, height, width)
+        places: Tensor = self.pipe._prepare_latent_image_ids(
+            n, height // 2, width // 2, latents.device, latents.dtype
+        )
+        return packed, places
 
 
 class Flux(FluxTokens):
@@ -72,6 +89,7 @@ class Flux(FluxTokens):
         return self._denoise_tokens(
             noisy,
             time,
+            conditions.references,
             guidance=torch.full_like(time, TRAINING_GUIDANCE) if self._is_guided else None,
             pooled_projections=conditions["pooled"],
             encoder_hidden_states=text,
@@ -80,7 +98,9 @@ class Flux(FluxTokens):
 
 
 class FluxKontext(Flux):
-    """Kontext without an image to edit, which is FLUX.1 dev."""
+    """Kontext; without an image to edit it is FLUX.1 dev."""
+
+    takes_references = True
 
     def generation_arguments(
         self, size: tuple[int, int], steps: int | None = None, guidance_scale: float | None = None

@@ -24,6 +24,20 @@ def check_checkpointing(family: Family, wanted: bool) -> None:
         )
 
 
+def check_references(family: Family, given: bool, class_images: bool) -> None:
+    """Raise `ConfigError` if photos have images to edit beside them that cannot be used."""
+    if given and not family.takes_references:
+        raise ConfigError(
+            f"photos have images to edit beside them (photo.condition.png), which a "
+            f"{type(family.pipe).__name__} does not take; FLUX.1 Kontext does"
+        )
+    if given and class_images:
+        raise ConfigError(
+            "class images have no images to edit: leave out with_prior_preservation, and use "
+            "with_base_prior"
+        )
+
+
 def trained_text_encoders(family: Family, wanted: bool | None) -> list[str]:
     """Components of the text encoders to train along.
 

@@ -28,10 +28,10 @@ class BasePrior:
     class_prompt: str
     kept: Conditions | None
 
-    def conditions(self, family: Family, count: int) -> Conditions:
-        """The class prompt's, `count` times."""
+    def conditions(self, family: Family, beside: Conditions) -> Conditions:
+        """The class prompt's in place of other prompts, with their images to edit."""
         told = self.kept or family.encode_prompts([self.class_prompt])
-        return told.select([0] * count)
+        return told.select([0] * len(beside)).with_references(beside.references)
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ class Objective:
             latents, noise, time = (t.to(device) for t in (part.latents, part.noise, part.time))
             noisy = self.process.noisy(latents, noise, time)
             with torch.no_grad(), prior.subject.absent():
-                told = prior.conditions(family, len(here))
+                told = prior.conditions(family, part.conditions)
                 wanted = family.predict(noisy, time, told, part.sizes).float()
-            told = prior.conditions(family, len(here))
+            told = prior.conditions(family, part.conditions)
             prediction = family.predict(noisy, time, told, part.sizes).float()
             distances = (prediction - wanted).square().mean((1, 2, 3))
             total = total + self.process.weigh(distances, time).sum() / photos

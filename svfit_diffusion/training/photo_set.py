@@ -98,13 +98,7 @@ class PhotoSet:
 
     def latent(self, draw: Draw) -> Latent:
         """The photo drawn, as the denoiser knows it, drawn from its posterior."""
-        flip = draw.flip and self._framing.random_flip
-        kept = self._scratch.get((self._stream, draw.index, flip))
-        if kept is not None:
-            size = self._sizes[draw.index, flip]
-        else:
-            at = _CENTRE if self._framing.center_crop else draw.crop
-            kept, size = self._encode(draw.index, flip, at)
+        kept, size = self._kept(draw)
         noise = torch.randn(kept["mean"].shape, generator=draw.generator)
         raw = kept["mean"] + kept["std"] * noise
         values = self._family.scale_latents(raw[None])[0]
@@ -113,14 +107,32 @@ class PhotoSet:
             mask = F.interpolate(mask[None], values.shape[-2:], mode="area")[0]
         return Latent(values, size, mask)
 
+    def _kept(self, draw: Draw) -> tuple[dict[str, Tensor], PhotoSize]:
+        """The photo drawn as it was encoded before, or is now."""
+        flip = draw.flip and self._framing.random_flip
+        kept = self._scratch.get((self._stream, draw.index, flip))
+        if kept is not None:
+            return kept, self._sizes[draw.index, flip]
+        return self._encode(draw.index, flip, _CENTRE if self._framing.center_crop else draw.crop)
+
     def conditions(self, draws: list[Draw]) -> Conditions:
         """What the denoiser is told of the photos drawn."""
         prompts = ["" if d.drop < self._empty else self.photos[d.index].prompt for d in draws]
+        return self._told(prompts).with_references(self._references(draws))
+
+    def _told(self, prompts: list[str]) -> Conditions:
         if self._conditions:
             return Conditions.cat([self._conditions[prompt] for prompt in prompts])
         different = list(dict.fromkeys(prompts))
         encoded = self._family.encode_prompts(different)
         return encoded.select([different.index(prompt) for prompt in prompts])
+
+    def _references(self, draws: list[Draw]) -> list[Tensor] | None:
+        """Latents of the images to edit, cut as their photos."""
+        if self.photos[0].reference_path is None:
+            return None
+        kept = [self._kept(draw)[0]["reference"] for draw in draws]
+        return [self._family.scale_latents(raw[None])[0] for raw in kept]
 
     def _encode(
         self, index: int, flip: bool, at: tuple[float, float]
@@ -133,6 +145,10 @@ class PhotoSet:
         if photo.mask is not None:
             mask = (cut(photo.mask, target, at)[0] + 1) / 2
             tensors["mask"] = mask.flip(-1) if flip else mask
+        if photo.reference is not None:
+            other = cut(photo.reference, target, at)[0]
+            mode, _ = self._family.encode_photo((other.flip(-1) if flip else other)[None])
+            tensors["reference"] = mode[0].float()
         return tensors, size
 
 

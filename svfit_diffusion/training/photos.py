@@ -12,6 +12,7 @@ from svfit_diffusion.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 _MASK = ".mask.png"
+_REFERENCE = ".condition.png"
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,14 @@ class Photo:
         prompt: its caption, or the prompt of the folder.
         size: width and height in pixels, upright.
         mask_path: a picture of where the subject is, white on black, if there is one.
+        reference_path: the image that the prompt makes this one of, if there is one.
     """
 
     path: Path
     prompt: str
     size: tuple[int, int]
     mask_path: Path | None = None
+    reference_path: Path | None = None
 
     @property
     def image(self) -> Image.Image:
@@ -42,15 +45,25 @@ class Photo:
             return None
         return _read_image(self.mask_path).convert("L").resize(self.size)
 
+    @property
+    def reference(self) -> Image.Image | None:
+        """RGB, upright: the image to edit, if there is one."""
+        return None if self.reference_path is None else _read_image(self.reference_path)
+
+
+def _beside(path: Path, suffix: str) -> Path | None:
+    found = path.with_name(path.stem + suffix)
+    return found if found.is_file() else None
+
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files in a folder, sorted by name; hidden ones and masks are left out."""
+    """The photos in a folder, sorted by name: no hidden files, no masks, no images to edit."""
     return sorted(
         path
         for path in folder.iterdir()
         if path.suffix.lower() in IMAGE_SUFFIXES
         and not path.name.startswith(".")
-        and not path.name.lower().endswith(_MASK)
+        and not path.name.lower().endswith((_MASK, _REFERENCE))
     )
 
 
@@ -59,7 +72,8 @@ def load_photos(folder: Path, prompt: str, limit: int | None = None) -> list[Pho
 
     A caption is the text of `photo.txt` beside `photo.jpg`, or the `text` of the photo's line in
     `metadata.jsonl` (`{"file_name": …, "text": …}`, as 🤗 datasets writes it); `prompt` otherwise.
-    A mask is `photo.mask.png` beside it. Every image is read once, to be sure that it can be.
+    A mask is `photo.mask.png` beside it, an image to edit (FLUX.1 Kontext)
+    `photo.condition.png`. Every image is read once, to be sure that it can be.
 
     Args:
         folder: folder of images.
@@ -86,11 +100,17 @@ def load_photos(folder: Path, prompt: str, limit: int | None = None) -> list[Pho
                 f"no prompt for {path}: give instance_prompt, or a caption in "
                 f"{path.with_suffix('.txt').name}"
             )
-        mask = path.with_name(path.stem + _MASK)
-        photo = Photo(path, caption, _read_image(path).size, mask if mask.is_file() else None)
+        mask, reference = _beside(path, _MASK), _beside(path, _REFERENCE)
+        photo = Photo(path, caption, _read_image(path).size, mask, reference)
         if photo.mask is not None and not photo.mask.getbbox():
             raise DataError(f"mask {str(mask)!r} is black everywhere: paint the subject white")
         photos.append(photo)
+    without = [photo.path.name for photo in photos if photo.reference is None]
+    if 0 < len(without) < len(photos):
+        raise DataError(
+            f"{len(photos) - len(without)} photos have an image to edit beside them (photo"
+            f"{_REFERENCE}) and {', '.join(without)} none: give it to all or to none"
+        )
     return photos
 
 

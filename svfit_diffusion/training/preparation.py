@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from diffusers.training_utils import EMAModel
+from PIL import Image, ImageOps
 from torch import nn
 
 from svfit_diffusion.families import family_of
@@ -71,6 +72,7 @@ class Preparation:
         self.seed = self._shared_seed()
         with self._timed("loading"):
             self.family = family_of(pipe if pipe is not None else load_base(config.source))
+        self._reference = photos[0].reference
         self._check()
         self.resolution = checks.training_resolution(self.family, config.resolution)
         self._show_progress = show_progress and self.accelerator.is_local_main_process
@@ -103,6 +105,8 @@ class Preparation:
         family.check()
         checks.check_precision(family, self.accelerator.mixed_precision)
         checks.check_checkpointing(family, config.gradient_checkpointing)
+        edits = self._reference is not None
+        checks.check_references(family, edits, config.with_prior_preservation)
         self._trained = checks.trained_text_encoders(family, config.train_text_encoder)
         self._process = family.noise_process(config.noise)
 
@@ -189,9 +193,14 @@ class Preparation:
         """Of the pipeline's call, as the settings or else the family say."""
         size = (self.resolution, self.resolution)
         config = self._config
-        return self.family.generation_arguments(
+        arguments = self.family.generation_arguments(
             size, config.num_inference_steps, config.guidance_scale
         )
+        if self._reference is None:
+            return arguments
+        # The first photo's image to edit, at the size of training.
+        shown = ImageOps.fit(self._reference, size, Image.Resampling.LANCZOS)
+        return arguments | {"image": shown, "_auto_resize": False}
 
     @property
     def _keeps_conditions(self) -> bool:

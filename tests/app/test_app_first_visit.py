@@ -52,6 +52,7 @@ def test_compare_draws_once_an_adapter_is_chosen(page: Any) -> None:
     open_tab(page, "Compare")
     page.locator("#compare-adapters input").click()
     page.get_by_role("option", name="rex").click()
+    page.locator("#compare-adapters").get_by_text("rex", exact=True).first.wait_for()
     page.keyboard.press("Escape")
     page.click("#compare-go")
     page.locator("#compare-status", has_text="Done: 12 pictures").wait_for()
