@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from svfit_diffusion.training import TrainingConfig
-from svfit_diffusion.training.trainer import DEFAULT_STEPS
+from svfit_diffusion.training.preparation import DEFAULT_STEPS
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from svfit_diffusion.errors import SVFitError
 from svfit_diffusion.families import family_of
 from svfit_diffusion.training import Trainer, TrainingConfig
 from svfit_diffusion.training.class_images import generate_class_images
-from svfit_diffusion.training.trainer import DEFAULT_STEPS
+from svfit_diffusion.training.preparation import DEFAULT_STEPS
 
 logger = logging.getLogger(__name__)
 

@@ -92,7 +92,9 @@ def train(
     for photo_set in sets:
         photo_set.cache_latents()
     objective = Objective(family, family.noise_process(config.noise), sets, seed)
-    optimizer = make_optimizer(config, [{"params": adapted.parameters, "lr": learning_rate}])
+    optimizer = make_optimizer(
+        config.optimizer_settings, [{"params": adapted.parameters, "lr": learning_rate}]
+    )
     schedule = get_scheduler(
         config.lr_scheduler,
         optimizer=optimizer,

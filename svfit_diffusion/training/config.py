@@ -13,6 +13,7 @@ from svfit_diffusion.families import NoiseSettings
 from svfit_diffusion.spectrum.rank import parse_rank
 from svfit_diffusion.training.base import BaseSource
 from svfit_diffusion.training.fields import FREE_WHEN_RESUMED, check_range, setting
+from svfit_diffusion.training.optimization import OptimizerSettings, ScheduleSettings
 
 
 @dataclass
@@ -255,6 +256,19 @@ class TrainingConfig:
         names = [field.name for field in dataclasses.fields(NoiseSettings)]
         values = {name: getattr(self, name) for name in names}
         return NoiseSettings(**values | {"snr_gamma": self.snr_gamma or None})
+
+    @property
+    def optimizer_settings(self) -> OptimizerSettings:
+        """Which optimizer, and how it moves."""
+        betas = (self.adam_beta1, self.adam_beta2)
+        decay, epsilon = self.adam_weight_decay, self.adam_epsilon
+        return OptimizerSettings(self.optimizer, self.use_8bit_adam, betas, decay, epsilon)
+
+    @property
+    def schedule_settings(self) -> ScheduleSettings:
+        """How the rates change."""
+        cycles, power = self.lr_num_cycles, self.lr_power
+        return ScheduleSettings(self.lr_scheduler, self.lr_warmup_steps, cycles, power)
 
     @property
     def class_folder(self) -> Path:

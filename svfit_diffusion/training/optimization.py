@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,53 +12,60 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 
 from svfit_diffusion.errors import ConfigError
-from svfit_diffusion.training.config import TrainingConfig
 
 
-def optimizer_and_schedule(
-    config: TrainingConfig,
-    accelerator: Accelerator,
-    shifts: dict[str, list[nn.Parameter]],
-    denoiser: str,
-    total_steps: int,
-) -> tuple[Any, Any]:
-    """What moves the shifts, made ready by accelerate.
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Which optimizer, and how it moves.
 
-    Args:
-        config: which, and how fast.
-        accelerator: of the run.
-        shifts: of each component.
-        denoiser: the component that `learning_rate` is for; the others are text encoders.
-        total_steps: optimizer steps of the whole run.
-
-    Raises:
-        ConfigError: the optimizer's package is not installed.
+    Attributes:
+        name: `AdamW` or `prodigy`.
+        in_8_bit: AdamW of bitsandbytes.
+        betas: β₁ and β₂.
+        weight_decay: pulls shifts back to the base model.
+        epsilon: ε.
     """
-    scale = global_batch(config, accelerator) if config.scale_lr else 1
-    text_rate = config.text_encoder_lr or config.learning_rate
-    groups = [
-        {
-            "params": parameters,
-            "lr": (config.learning_rate if component == denoiser else text_rate) * scale,
-        }
-        for component, parameters in shifts.items()
-    ]
-    optimizer = accelerator.prepare(make_optimizer(config, groups))
-    scheduler = get_scheduler(
-        config.lr_scheduler,
-        optimizer=optimizer,
-        num_warmup_steps=config.lr_warmup_steps,
-        num_training_steps=total_steps,
-        num_cycles=config.lr_num_cycles,
-        power=config.lr_power,
-    )
-    return optimizer, scheduler
+
+    name: str
+    in_8_bit: bool
+    betas: tuple[float, float]
+    weight_decay: float
+    epsilon: float
+
+    def check(self) -> None:
+        """Raise `ConfigError` if the optimizer's package is not installed."""
+        if self.name == "prodigy":
+            _import_or_explain("prodigyopt", "optimizer prodigy")
+        elif self.in_8_bit:
+            _import_or_explain("bitsandbytes", "use_8bit_adam")
 
 
-def global_batch(config: TrainingConfig, accelerator: Accelerator) -> int:
-    """Photos of one optimizer step, over all processes."""
-    per_process = config.train_batch_size * config.gradient_accumulation_steps
-    return per_process * accelerator.num_processes
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """How the rates change; names and meanings are `diffusers.optimization.get_scheduler`'s.
+
+    Attributes:
+        name: of the schedule.
+        warmup_steps: optimizer steps over which the rates rise.
+        cycles: hard restarts.
+        power: of polynomial.
+    """
+
+    name: str
+    warmup_steps: int
+    cycles: int
+    power: float
+
+    def over(self, optimizer: Any, total_steps: int) -> Any:
+        """The schedule of an optimizer over so many steps."""
+        return get_scheduler(
+            self.name,
+            optimizer=optimizer,
+            num_warmup_steps=self.warmup_steps,
+            num_training_steps=total_steps,
+            num_cycles=self.cycles,
+            power=self.power,
+        )
 
 
 def average_gradients(accelerator: Accelerator, parameters: list[nn.Parameter]) -> None:
@@ -74,21 +82,23 @@ def average_gradients(accelerator: Accelerator, parameters: list[nn.Parameter]) 
         flat = flat[gradient.numel() :]
 
 
-def make_optimizer(config: TrainingConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The configured optimizer over parameter groups, each with its `lr`.
+def make_optimizer(
+    settings: OptimizerSettings, groups: list[dict[str, Any]]
+) -> torch.optim.Optimizer:
+    """An optimizer over parameter groups, each with its `lr`.
 
     Raises:
         ConfigError: its package is not installed.
     """
     common: dict[str, Any] = {
-        "betas": (config.adam_beta1, config.adam_beta2),
-        "weight_decay": config.adam_weight_decay,
-        "eps": config.adam_epsilon,
+        "betas": settings.betas,
+        "weight_decay": settings.weight_decay,
+        "eps": settings.epsilon,
     }
-    if config.optimizer == "prodigy":
+    if settings.name == "prodigy":
         prodigy = _import_or_explain("prodigyopt", "optimizer prodigy")
         return prodigy.Prodigy(groups, safeguard_warmup=True, use_bias_correction=True, **common)
-    if config.use_8bit_adam:
+    if settings.in_8_bit:
         return _import_or_explain("bitsandbytes", "use_8bit_adam").optim.AdamW8bit(groups, **common)
     return torch.optim.AdamW(groups, **common)
 

@@ -21,6 +21,7 @@ from svfit_diffusion.files.scratch import Scratch
 from svfit_diffusion.training import checks
 from svfit_diffusion.training.accelerators import make_accelerator
 from svfit_diffusion.training.base import load_base
+from svfit_diffusion.training.budget import Pruner
 from svfit_diffusion.training.class_images import generate_class_images, missing_class_images
 from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.objective import BasePrior, Objective
@@ -30,6 +31,7 @@ from svfit_diffusion.training.placement import Placement
 from svfit_diffusion.training.preview import Preview
 from svfit_diffusion.training.subject import Subject
 
+DEFAULT_STEPS = 400
 _PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -50,7 +52,9 @@ class Preparation:
         seed: of everything random.
         family: of the pipeline.
         resolution: side of training images in pixels, of a square.
+        total_steps: optimizer steps of the whole run.
         subject: the adapter in training.
+        pruner: brings it down to its budget; None without one.
         average: running mean of the shifts; None unless it is wanted.
         preview: draws with the pipeline.
         photo_sets: the subject's photos, and the class images if there are any.
@@ -79,9 +83,13 @@ class Preparation:
         self._placement = Placement(
             self.family.pipe, self.accelerator.device, offload=config.offload
         )
+        self.total_steps = self._total_steps(len(photos))
         with contextlib.ExitStack() as undo:
             self.subject = self._put_on(undo)
             parameters = self.subject.parameters()
+            self.pruner = (
+                Pruner(parameters, config.budget, self.total_steps) if config.budget else None
+            )
             self.average = EMAModel(parameters, decay=config.ema_decay) if config.use_ema else None
             self.preview = Preview(self.family, self.subject, self._placement, self.average)
             self._freeze()
@@ -103,6 +111,7 @@ class Preparation:
         """Name what does not fit before any work."""
         family, config = self.family, self._config
         family.check()
+        config.optimizer_settings.check()
         checks.check_precision(family, self.accelerator.mixed_precision)
         checks.check_checkpointing(family, config.gradient_checkpointing)
         edits = self._reference is not None
@@ -146,6 +155,20 @@ class Preparation:
                 encoder = getattr(pipe, name)
                 encoder.gradient_checkpointing_enable({"use_reentrant": False})
                 encoder.train()
+
+    @property
+    def global_batch(self) -> int:
+        """Photos of one optimizer step, over all processes."""
+        per_process = self._config.train_batch_size * self._config.gradient_accumulation_steps
+        return per_process * self.accelerator.num_processes
+
+    def _total_steps(self, photo_count: int) -> int:
+        config = self._config
+        if config.max_train_steps is not None:
+            return config.max_train_steps
+        if config.num_train_epochs is not None:
+            return max(1, -(-photo_count * config.num_train_epochs // self.global_batch))
+        return DEFAULT_STEPS
 
     def _objective(self, photos: list[Photo]) -> Objective:
         """Photos encoded, and what is to be minimised on them."""

@@ -24,14 +24,11 @@ from torch import nn
 from svfit_diffusion.adapters.components import collect_adapter, without_idle_layers
 from svfit_diffusion.files.adapter import WEIGHTS_NAME, Adapter, write_adapter
 from svfit_diffusion.files.metadata import AdapterMetadata, package_versions
-from svfit_diffusion.training.budget import Pruner
 from svfit_diffusion.training.config import TrainingConfig
-from svfit_diffusion.training.optimization import global_batch, optimizer_and_schedule
+from svfit_diffusion.training.optimization import make_optimizer
 from svfit_diffusion.training.preparation import Preparation
 from svfit_diffusion.training.step import Stepper, StepRecord, StepSettings
 from svfit_diffusion.training.subject import ADAPTER_NAME
-
-DEFAULT_STEPS = 400
 
 
 class Trainer:
@@ -89,23 +86,16 @@ class Trainer:
         self.average = ready.average
         self.objective = ready.objective
         self.seconds = ready.seconds
-        self.total_steps = self._total_steps(len(self.photo_sets[0].photos))
-        try:
-            self.pruner = (
-                Pruner(self.sigma_parameters(), config.budget, self.total_steps)
-                if config.budget
-                else None
-            )
-            self.optimizer, self.lr_scheduler = optimizer_and_schedule(
-                config,
-                self.accelerator,
-                {name: self.subject.parameters(name) for name in ready.components},
-                self.family.denoiser,
-                self.total_steps,
-            )
-        except BaseException:
-            self.subject.withdraw()
-            raise
+        self.total_steps = ready.total_steps
+        self.pruner = ready.pruner
+        groups = [
+            {"params": self.subject.parameters(name), "lr": self._rate(name)}
+            for name in ready.components
+        ]
+        self.optimizer: Any = self.accelerator.prepare(
+            make_optimizer(config.optimizer_settings, groups)
+        )
+        self.lr_scheduler = config.schedule_settings.over(self.optimizer, self.total_steps)
         self.stepper = Stepper(
             StepSettings(
                 self.total_steps,
@@ -121,13 +111,12 @@ class Trainer:
             self.lr_scheduler,
         )
 
-    def _total_steps(self, photo_count: int) -> int:
-        if self.config.max_train_steps is not None:
-            return self.config.max_train_steps
-        if self.config.num_train_epochs is not None:
-            batch = global_batch(self.config, self.accelerator)
-            return max(1, -(-photo_count * self.config.num_train_epochs // batch))
-        return DEFAULT_STEPS
+    def _rate(self, component: str) -> float:
+        """Learning rate of a component's shifts."""
+        config, rate = self.config, self.config.learning_rate
+        if component != self.family.denoiser:
+            rate = config.text_encoder_lr or rate
+        return rate * (self._preparation.global_batch if config.scale_lr else 1)
 
     @property
     def step(self) -> int:
