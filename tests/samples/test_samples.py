@@ -97,7 +97,8 @@ def test_main_job_lowers_the_loss_on_the_photos(tmp_path: Path) -> None:
 
     def loss() -> float:
         with torch.no_grad():
-            return sum(float(trainer._losses(list(range(i, i + 10)))[0]) for i in range(0, 40, 10))
+            starts = range(0, 40, 10)
+            return sum(float(trainer.objective.losses([*range(i, i + 10)])[0]) for i in starts)
 
     before = loss()
     for _ in trainer.steps():
