@@ -9,6 +9,7 @@
     │   └── BaseMismatchError    the adapter was trained on another base model
     ├── AdapterNameError     an adapter name is unknown or already taken
     ├── StateError           calls out of order (unfuse before fuse, ...)
+    ├── InterchangeError     an adapter cannot be exported, or a LoRA not imported
     ├── BatchError           a batch does not fit the adapters given per prompt
     └── DivergedError        training has left the finite numbers
 
@@ -50,6 +51,10 @@ class AdapterNameError(SVFitError, ValueError):
 
 class StateError(SVFitError, RuntimeError):
     """A call came out of order, such as unfuse before fuse."""
+
+
+class InterchangeError(SVFitError, ValueError):
+    """An adapter cannot be exported as asked, or a LoRA or a model not imported."""
 
 
 class BatchError(SVFitError, ValueError):

@@ -45,8 +45,19 @@ def _umask() -> int:
     return mask
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+def write_safetensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: dict[str, str],
+    check: Callable[[Path], object] = lambda written: None,
+) -> None:
     """Write a safetensors file atomically.
+
+    Args:
+        path: where it appears.
+        tensors: by name.
+        metadata: for its header.
+        check: looks at the whole file before it appears; what it raises keeps it from appearing.
 
     Raises:
         OSError: the file could not be written; a file that was there is untouched.
@@ -58,5 +69,6 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[
             save_file(contiguous, target, metadata)
         except SafetensorError as error:  # its wrapping of the system's errors
             raise OSError(f"could not write {path}: {error}") from error
+        check(target)
 
     write_atomically(path, write)
