@@ -74,9 +74,16 @@ class Exchange:
 
 
 def exchange_for(place: WeightPlace, values: Tensor) -> Exchange:
-    """Put `values` in place of the layer's own weight, as a new parameter in the layer's dtype."""
+    """Put values in place of the layer's own weight, as a new parameter like the one in place now.
+
+    Args:
+        place: where.
+        values: of its own memory, unless their dtype is not that of the weight in place.
+    """
     current = place.current
-    fresh = torch.empty_like(current, requires_grad=False).copy_(values)
+    fresh = values.detach().to(current.device, current.dtype)
+    if fresh.stride() != current.stride():
+        fresh = torch.empty_like(current, requires_grad=False).copy_(fresh)
     # As the layer's own: to a compiled graph it is the same kind of input.
     return Exchange(place, nn.Parameter(fresh, requires_grad=place.own.requires_grad))
 
