@@ -6,6 +6,7 @@ and casts, which are no change, exchange the memory. So some values are compared
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -42,15 +43,19 @@ def mark(weight: Tensor) -> Mark:
 
 
 def _values(weight: Tensor) -> Tensor:
-    d_out, d_in = weight.shape[0], math.prod(weight.shape[1:])
-    index = torch.arange(max(d_out, d_in), device=weight.device)
-    rows = index % d_out
-    columns = (index * _STRIDE + index // d_in) % d_in
-    place = (rows, *torch.unravel_index(columns, weight.shape[1:]))
+    place = _places(weight.shape, weight.device)
     detached = weight.detach()
     if detached.element_size() == 1:  # float8, which cannot be indexed everywhere
         return detached.view(torch.uint8)[place].view(detached.dtype)
     return detached[place]
+
+
+@functools.lru_cache(maxsize=64)
+def _places(shape: torch.Size, device: torch.device) -> tuple[Tensor, ...]:
+    d_out, d_in = shape[0], math.prod(shape[1:])
+    index = torch.arange(max(d_out, d_in), device=device)
+    columns = (index * _STRIDE + index // d_in) % d_in
+    return (index % d_out, *torch.unravel_index(columns, shape[1:]))
 
 
 def _alike(before: Tensor, now: Tensor) -> bool:

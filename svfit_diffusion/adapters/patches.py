@@ -64,7 +64,7 @@ class Patches:
                     f"given per prompt; use enable_model_cpu_offload(), or set adapters for all "
                     f"prompts"
                 )
-        for path, module in self._model.named_modules():
+        for path, module in self._model.named_modules() if paths else ():
             prefix = f"{path}." if path else ""
             if any(prefix + part in paths for part in _fused_parts(module)):
                 raise StateError(_FUSED.format(path))

@@ -75,7 +75,10 @@ def fused_projections(attention: nn.Module) -> dict[str, tuple[str, ...]]:
         order, which still stand beside it. A projection that a model fused by itself is not here.
     """
     return {
-        name: parts for name, parts in _FUSED.items() if _has_linears(attention, (name, *parts))
+        name: parts
+        for name, parts in _FUSED.items()
+        # Every module is asked, and hardly any has such a child.
+        if name in attention._modules and _has_linears(attention, (name, *parts))
     }
 
 
