@@ -142,11 +142,11 @@ class PhotoSet:
         pixels, size = cut(photo.image, target, at)
         mean, std = self._family.encode_photo((pixels.flip(-1) if flip else pixels)[None])
         tensors = {"mean": mean[0].float(), "std": std[0].float()}
-        if photo.mask is not None:
-            mask = (cut(photo.mask, target, at)[0] + 1) / 2
+        if (picture := photo.mask) is not None:
+            mask = (cut(picture, target, at)[0] + 1) / 2
             tensors["mask"] = mask.flip(-1) if flip else mask
-        if photo.reference is not None:
-            other = cut(photo.reference, target, at)[0]
+        if (shown := photo.reference) is not None:
+            other = cut(shown, target, at)[0]
             mode, _ = self._family.encode_photo((other.flip(-1) if flip else other)[None])
             tensors["reference"] = mode[0].float()
         return tensors, size

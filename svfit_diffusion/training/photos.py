@@ -102,7 +102,7 @@ def load_photos(folder: Path, prompt: str, limit: int | None = None) -> list[Pho
             )
         mask, reference = _beside(path, _MASK), _beside(path, _REFERENCE)
         photo = Photo(path, caption, _read_image(path).size, mask, reference)
-        if photo.mask is not None and not photo.mask.getbbox():
+        if (picture := photo.mask) is not None and not picture.getbbox():
             raise DataError(f"mask {str(mask)!r} is black everywhere: paint the subject white")
         photos.append(photo)
     without = [photo.path.name for photo in photos if photo.reference is None]
