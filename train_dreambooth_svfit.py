@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Teach a Stable Diffusion model a subject from a few photos, by its singular values alone.
+"""Teach a diffusion model a subject from a few photos, by its singular values alone.
 
 accelerate launch train_dreambooth_svfit.py \
     --pretrained_model_name_or_path=stable-diffusion-v1-5/stable-diffusion-v1-5 \

@@ -10,27 +10,34 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 from diffusers.utils import logging as diffusers_logging
-from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
-from app.pages.layout import build_app, launch_settings
-from app.services import build_services
-from app.settings import AppSettings, Limits
 from svfit_diffusion.errors import SVFitError
+from svfit_diffusion.training.flags import FlagParser
+
+from .pages.layout import build_app, launch_settings
+from .services import build_services
+from .settings import AppSettings, Limits
 
 
-def main() -> None:
-    """Serve until interrupted; errors a user can mend are one message, not a trace."""
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m app") -> None:
+    """Serve until interrupted; errors a user can mend are one message, not a trace.
+
+    Args:
+        arguments: words of the command line; those of this process if not given.
+        prog: name of the command.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     try:
-        parser = HfArgumentParser((AppSettings, Limits), description=__doc__)
-        settings, limits = parser.parse_args_into_dataclasses(look_for_args_file=False)
+        parser = FlagParser((AppSettings, Limits), description="Start the web app.", prog=prog)
+        settings, limits = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
         if settings.device == "cpu":
             os.environ["ACCELERATE_USE_CPU"] = "1"  # for trainings
         services = build_services(settings, limits)

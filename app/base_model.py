@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 import svfit_diffusion  # noqa: F401  (gives pipelines the adapter methods)
-from app.drawing import Drawing
-from app.errors import SettingError
 from svfit_diffusion.errors import ConfigError
 from svfit_diffusion.families import family_of
 from svfit_diffusion.training.base import BaseSource, load_base
+
+from .drawing import Drawing
+from .errors import SettingError
 
 
 class BaseModel:

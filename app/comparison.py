@@ -9,12 +9,13 @@ from enum import Enum
 
 from PIL import Image
 
-from app.errors import SettingError
-from app.generation import ImageGenerator
-from app.picture import PictureSettings
-from app.settings import Limits
-from app.visits import Picture, Progress
 from svfit_diffusion.training.grid import labelled_grid
+
+from .errors import SettingError
+from .generation import ImageGenerator
+from .picture import PictureSettings
+from .settings import Limits
+from .visits import Picture, Progress
 
 BASE_MODEL = "base model"
 """The value of an adapter axis that means no adapter."""

@@ -11,16 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.errors import SettingError
-from app.picture import OWN_SCHEDULER, SCHEDULERS, SIDE_MULTIPLE, PictureSettings
 from svfit_diffusion.adapters.components import models_of
 from svfit_diffusion.errors import ConfigError
 from svfit_diffusion.families import Family, Sampling, family_of
-from svfit_diffusion.families.sd import StableDiffusion
+
+from .errors import SettingError
+from .picture import OWN_SCHEDULER, SCHEDULERS, SIDE_MULTIPLE, PictureSettings
 
 _NEEDED = ("prompt", "height", "width", "num_inference_steps", "generator")
-_SMALL_SIDE = 256
-"""Stable Diffusions of smaller pictures want fewer steps and less guidance than the others."""
 _USUAL_SIDE = 512
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
@@ -51,7 +49,7 @@ class Drawing:
                 f"text-to-image base model"
             )
         self.family = _known_family(pipe)
-        self.sampling = _family_sampling(self.family) if self.family else self._own_sampling()
+        self.sampling = self.family.sampling if self.family else self._own_sampling()
         self.size_multiple = math.lcm(SIDE_MULTIPLE, self._own_multiple())
         self.native_size = max(1, self._own_size() // self.size_multiple) * self.size_multiple
         # The others undo another kind of noise.
@@ -138,9 +136,3 @@ def _known_family(pipe: Any) -> Family | None:
         return family_of(pipe)
     except ConfigError:
         return None
-
-
-def _family_sampling(family: Family) -> Sampling:
-    if isinstance(family, StableDiffusion) and family.native_size < _SMALL_SIDE:
-        return dataclasses.replace(family.sampling, steps=20, guidance_scale=2.5)
-    return family.sampling

@@ -6,8 +6,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from app.base_model import BaseModel
 from svfit_diffusion.files.atomic import write_atomically
+
+from .base_model import BaseModel
 
 
 def write_merged_pipeline(base: BaseModel, adapter: Path, path: Path) -> None:

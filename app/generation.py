@@ -13,15 +13,16 @@ from functools import partial
 from PIL import Image
 from torch import Tensor
 
-from app.base_model import BaseModel
-from app.drawing import Drawing
-from app.errors import LibraryError
-from app.library import AdapterLibrary, FileVersion, misfit_reason
-from app.picture import SCHEDULERS, PictureSettings
-from app.previews import previews
-from app.settings import Limits
-from app.visits import Event, Portion, in_portions, shares
 from svfit_diffusion.errors import BatchError, StateError, SVFitError
+
+from .base_model import BaseModel
+from .drawing import Drawing
+from .errors import LibraryError
+from .library import AdapterLibrary, FileVersion, misfit_reason
+from .picture import SCHEDULERS, PictureSettings
+from .previews import previews
+from .settings import Limits
+from .visits import Event, Portion, in_portions, shares
 
 logger = logging.getLogger(__name__)
 

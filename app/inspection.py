@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from torch import Tensor
 
-from app.library import AdapterInfo
 from svfit_diffusion.adapters import components
 from svfit_diffusion.adapters.base_weights import base_weights
 from svfit_diffusion.adapters.matching import match_layers
@@ -21,6 +20,9 @@ from svfit_diffusion.spectrum import solver
 from svfit_diffusion.spectrum.basis import Basis
 from svfit_diffusion.spectrum.cache import load_bases
 from svfit_diffusion.spectrum.shift import shift_matrix
+
+from .library import AdapterInfo
+from .settings import SAMPLES
 
 _IMAGE_SIDE = 320  # pixels; decomposing a larger picture takes longer and shows no more
 
@@ -178,6 +180,15 @@ def image_bases(image: Image.Image) -> list[Basis]:
     small.thumbnail((_IMAGE_SIDE, _IMAGE_SIDE), Image.Resampling.LANCZOS)
     channels = torch.from_numpy(np.asarray(small, np.float32) / 255).permute(2, 0, 1)
     return [solver.singular_basis(channel) for channel in channels]
+
+
+def sample_picture() -> Image.Image:
+    """A photo of one of the sample subjects; where there are none, rings of colour."""
+    photos = sorted((SAMPLES / "subjects").glob("*/*.png"))
+    if photos:
+        return Image.open(photos[0])
+    ring = Image.radial_gradient("L")
+    return Image.merge("RGB", [ImageChops.offset(ring, 40 * channel) for channel in range(3)])
 
 
 def as_picture(channels: np.ndarray) -> Image.Image:

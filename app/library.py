@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from app.base_model import BaseModel
-from app.errors import LibraryError, UploadError
 from svfit_diffusion.errors import BaseMismatchError, SVFitError
 from svfit_diffusion.files.adapter import WEIGHTS_NAME, Adapter, read_adapter
 from svfit_diffusion.files.atomic import write_atomically
+
+from .base_model import BaseModel
+from .errors import LibraryError, UploadError
 
 logger = logging.getLogger(__name__)
 

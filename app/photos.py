@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 
-from app.settings import Limits
+from .settings import Limits
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from diffusers import (
 )
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from app.errors import SettingError
-from app.settings import Limits
+from .errors import SettingError
+from .settings import Limits
 
 OWN_SCHEDULER = "The base model's own"
 SCHEDULERS: Mapping[str, type[SchedulerMixin] | None] = {

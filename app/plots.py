@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from app.inspection import LayerShift, Split, cumulative_energy
+from .inspection import LayerShift, Split, cumulative_energy
 
 matplotlib.rcParams["svg.fonttype"] = "none"  # letters, not outlines of letters
 matplotlib.rcParams["text.parse_math"] = False  # a name with two $ is no formula

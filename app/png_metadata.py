@@ -11,9 +11,9 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
-from app.errors import SettingError, UploadError
-from app.picture import PictureSettings
-from app.settings import Limits
+from .errors import SettingError, UploadError
+from .picture import PictureSettings
+from .settings import Limits
 
 KEY = "svfit-diffusion"
 """Keyword of the text chunk that holds the settings as JSON."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 
-from app.base_model import BaseModel
-from app.errors import UploadError
-from app.generation import ImageGenerator
-from app.library import AdapterLibrary
-from app.settings import SAMPLES, AppSettings, Limits
-from app.training_jobs import TrainingJobs
 from svfit_diffusion.files.adapter import WEIGHTS_NAME
+
+from .base_model import BaseModel
+from .errors import UploadError
+from .generation import ImageGenerator
+from .library import AdapterLibrary
+from .settings import SAMPLES, AppSettings, Limits
+from .training_jobs import TrainingJobs
 
 
 @dataclass(frozen=True)

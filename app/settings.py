@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from app.errors import SettingError
+from .errors import SettingError
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
-"""The embedded base model and the sample adapters."""
+"""The embedded base model and the sample adapters, in a clone; an installed package has none."""
+
+_TOYBOX = str(SAMPLES / "toybox") if SAMPLES.is_dir() else ""
 
 _ADAPTERS = Path("outputs/adapters")
 _OUTPUTS = Path("outputs/app")
@@ -65,7 +67,7 @@ class AppSettings:
         SettingError: a value is out of range, or two contradict each other.
     """
 
-    base: str = _setting(str(SAMPLES / "toybox"), "Base model: a folder or a hub id.")
+    base: str = _setting(_TOYBOX, "Base model: a folder, a single file or a hub id.")
     adapters: Path = _setting(_ADAPTERS, "Folder of the adapters.")  # noqa: RUF009
     outputs: Path = _setting(_OUTPUTS, "Folder for pictures and trainings.")  # noqa: RUF009
     host: str = _setting("127.0.0.1", "Address to listen on; 0.0.0.0 lets the whole network in.")
@@ -76,6 +78,11 @@ class AppSettings:
     password: str | None = _setting(None, "Ask visitors for this password.")
 
     def __post_init__(self) -> None:
+        if not self.base:
+            raise SettingError(
+                "no base model: give --base, a folder, a single file or an id on huggingface.co "
+                "such as stable-diffusion-v1-5/stable-diffusion-v1-5"
+            )
         if self.port is not None and not 0 < self.port < 65536:
             raise SettingError(f"port must lie between 1 and 65535, got {self.port}")
         if bool(self.username) != bool(self.password):

@@ -21,17 +21,18 @@ from typing import Any
 
 from PIL import Image
 
-from app.base_model import BaseModel
-from app.errors import AppError, SettingError
-from app.library import AdapterLibrary
-from app.photos import write_squares
-from app.settings import Limits
-from app.training_status import Sample, Stage, TrainingStatus
 from svfit_diffusion.errors import SVFitError
 from svfit_diffusion.families import family_of
 from svfit_diffusion.training import Trainer, TrainingConfig
 from svfit_diffusion.training.class_images import generate_class_images
 from svfit_diffusion.training.preparation import DEFAULT_STEPS
+
+from .base_model import BaseModel
+from .errors import AppError, SettingError
+from .library import AdapterLibrary
+from .photos import write_squares
+from .settings import Limits
+from .training_status import Sample, Stage, TrainingStatus
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 
 from PIL import Image
 
-from app.picture import PictureSettings
+from .picture import PictureSettings
 
 _PATIENCE = 0.5
 """Seconds without an event after which a visitor gets `Waiting`."""

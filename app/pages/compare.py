@@ -8,9 +8,11 @@ from typing import Any
 
 import gradio as gr
 
-from app.comparison import BASE_MODEL, MIX, AxisKind, compare, parse_axis
-from app.generation import concurrent_drawings
-from app.pages.controls import (
+from ..comparison import BASE_MODEL, MIX, AxisKind, compare, parse_axis
+from ..generation import concurrent_drawings
+from ..png_metadata import save_picture
+from ..services import Services
+from .controls import (
     Mixer,
     Sampling,
     mixer,
@@ -19,9 +21,7 @@ from app.pages.controls import (
     sampling,
     seed_box,
 )
-from app.pages.messages import plain_errors, said, status, watch
-from app.png_metadata import save_picture
-from app.services import Services
+from .messages import plain_errors, said, status, watch
 
 _SUGGESTIONS = {
     AxisKind.NONE: "",

@@ -11,13 +11,13 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from app.picture import (
+from ..picture import (
     MAX_SEED,
     OWN_SCHEDULER,
     PictureSettings,
     whole,
 )
-from app.services import Services
+from ..services import Services
 
 SAMPLE_ADAPTER = "blue_car"
 SAMPLE_PROMPT = "a photo of sks car on the beach"

@@ -9,15 +9,15 @@ from typing import Any
 
 import gradio as gr
 
-from app.errors import SettingError
-from app.generation import concurrent_drawings
-from app.pages.controls import mixer_values, picture_settings
-from app.pages.generate_parts import GenerateParts, lay_out
-from app.pages.messages import drawing, plain_errors, said, status, watch
-from app.picture import PictureSettings, variations, whole
-from app.png_metadata import read_settings, save_picture
-from app.services import Services
-from app.visits import Picture, Progress, Waiting
+from ..errors import SettingError
+from ..generation import concurrent_drawings
+from ..picture import PictureSettings, variations, whole
+from ..png_metadata import read_settings, save_picture
+from ..services import Services
+from ..visits import Picture, Progress, Waiting
+from .controls import mixer_values, picture_settings
+from .generate_parts import GenerateParts, lay_out
+from .messages import drawing, plain_errors, said, status, watch
 
 _HISTORY = 60
 """Pictures of a session that stay in view."""

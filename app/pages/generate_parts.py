@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from app.library import SUFFIX
-from app.pages.controls import (
+from ..library import SUFFIX
+from ..services import Services
+from .controls import (
     PLAIN_PROMPT,
     SAMPLE_ADAPTER,
     SAMPLE_PROMPT,
@@ -18,8 +19,7 @@ from app.pages.controls import (
     sampling,
     seed_box,
 )
-from app.pages.messages import status
-from app.services import Services
+from .messages import status
 
 EXAMPLES: tuple[tuple[str, list[str]], ...] = (
     (SAMPLE_PROMPT, [SAMPLE_ADAPTER]),

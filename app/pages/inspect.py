@@ -10,10 +10,12 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from app import plots
-from app.errors import UploadError
-from app.exports import write_merged_pipeline
-from app.inspection import (
+from svfit_diffusion.spectrum.basis import Basis
+
+from .. import plots
+from ..errors import UploadError
+from ..exports import write_merged_pipeline
+from ..inspection import (
     LayerShift,
     Split,
     as_picture,
@@ -22,15 +24,14 @@ from app.inspection import (
     image_bases,
     layer_shifts,
     most_moved,
+    sample_picture,
     split,
     weight_basis,
 )
-from app.library import AdapterInfo
-from app.pages.messages import plain_errors
-from app.photos import take_in
-from app.services import Services
-from app.settings import SAMPLES
-from svfit_diffusion.spectrum.basis import Basis
+from ..library import AdapterInfo
+from ..photos import take_in
+from ..services import Services
+from .messages import plain_errors
 
 _BARS = 10
 _START_RANK = 8
@@ -208,7 +209,7 @@ def _build_picture(services: Services, tab: gr.Tab) -> None:
     def sample(bases: list[Basis] | None, rank: float) -> tuple[Any, ...]:
         if bases is not None:
             return (gr.skip(),) * 4
-        return opened(_sample_picture(), rank)
+        return opened(sample_picture(), rank)
 
     def uploaded(file: str, rank: float) -> tuple[Any, ...]:
         with plain_errors():
@@ -291,8 +292,3 @@ def _seen(picture: Image.Image) -> Image.Image:
     factor = max(1, _SEEN_SIDE // max(picture.size))
     size = (picture.width * factor, picture.height * factor)
     return picture.resize(size, Image.Resampling.NEAREST)
-
-
-def _sample_picture() -> Image.Image:
-    """A photo of one of the sample subjects."""
-    return Image.open(min((SAMPLES / "subjects").glob("*/*.png")))

@@ -7,8 +7,8 @@ from typing import Any
 
 import gradio as gr
 
-from app.pages import compare, generate, inspect, train
-from app.services import Services
+from ..services import Services
+from . import compare, generate, inspect, train
 
 _FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
 _MONO = ("ui-monospace", "SF Mono", "Menlo", "Consolas", "monospace")

@@ -11,8 +11,9 @@ from typing import Any
 
 import gradio as gr
 
-from app.visits import Progress
 from svfit_diffusion.errors import SVFitError
+
+from ..visits import Progress
 
 logger = logging.getLogger(__name__)
 

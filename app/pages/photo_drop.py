@@ -10,9 +10,9 @@ from typing import Any
 import gradio as gr
 from PIL import Image, ImageOps
 
-from app.pages.messages import plain_errors
-from app.photos import MAX_ZOOM, Crop, CroppedPhoto, Refusal, take_in
-from app.settings import Limits
+from ..photos import MAX_ZOOM, Crop, CroppedPhoto, Refusal, take_in
+from ..settings import Limits
+from .messages import plain_errors
 
 _TILE = 160
 _FRAME = 480

@@ -13,14 +13,14 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from app.pages.messages import plain_errors, status
-from app.pages.photo_drop import photo_drop
-from app.pages.training_form import build_form
-from app.pages.your_adapters import adapter_choice, your_adapters
-from app.photos import CroppedPhoto
-from app.plots import to_svg, training_curves
-from app.services import Services
-from app.training_status import Stage, TrainingStatus
+from ..photos import CroppedPhoto
+from ..plots import to_svg, training_curves
+from ..services import Services
+from ..training_status import Stage, TrainingStatus
+from .messages import plain_errors, status
+from .photo_drop import photo_drop
+from .training_form import build_form
+from .your_adapters import adapter_choice, your_adapters
 
 _POLL_SECONDS = 1.0
 

@@ -10,11 +10,12 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from app.errors import SettingError
-from app.presets import PRESETS
-from app.services import Services
 from svfit_diffusion.training import TrainingConfig
 from svfit_diffusion.training.checks import trained_text_encoders
+
+from ..errors import SettingError
+from ..presets import PRESETS
+from ..services import Services
 
 _DEFAULT_PRESET = "balanced"
 _SAMPLES_PER_RUN = 5

@@ -6,8 +6,8 @@ from typing import Any
 
 import gradio as gr
 
-from app.pages.messages import plain_errors
-from app.services import Services
+from ..services import Services
+from .messages import plain_errors
 
 _CONFIRM = "(name) => name && confirm(`Delete “${name}” for good?`) ? name : null"
 

@@ -1,27 +1,20 @@
 """The pipeline methods: `pipe.load_svfit_weights(...)` and its kin.
 
 Importing `svfit_diffusion` gives the public functions of this module and of `choosing` to every
-diffusers pipeline as methods. They are spelled and behave as diffusers' LoRA methods do.
+diffusers pipeline as methods, by the table in `svfit_diffusion.pipeline_methods`. They are spelled
+and behave as diffusers' LoRA methods do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
 
 from svfit_diffusion.adapters.choosing import (
-    disable_svfit,
-    enable_svfit,
-    fuse_svfit,
-    get_active_svfit_adapters,
-    get_list_svfit_adapters,
     let_act,
-    set_svfit_adapters,
-    svfit_adapters_per_prompt,
-    unfuse_svfit,
 )
 from svfit_diffusion.adapters.components import (
     adapter_names,
@@ -175,28 +168,6 @@ def save_svfit_weights(
     path = Path(save_directory) / WEIGHTS_NAME
     write_adapter(path, collect_adapter(models, adapter_name))
     return path
-
-
-PIPELINE_METHODS: tuple[Callable[..., Any], ...] = (
-    load_svfit_weights,
-    set_svfit_adapters,
-    svfit_adapters_per_prompt,
-    get_active_svfit_adapters,
-    get_list_svfit_adapters,
-    enable_svfit,
-    disable_svfit,
-    delete_svfit_adapters,
-    unload_svfit_weights,
-    fuse_svfit,
-    unfuse_svfit,
-    save_svfit_weights,
-)
-
-
-def add_pipeline_methods() -> None:
-    """Give every diffusers pipeline the methods above."""
-    for method in PIPELINE_METHODS:
-        setattr(DiffusionPipeline, method.__name__, method)
 
 
 def _free_name(taken: Sequence[str]) -> str:

@@ -12,6 +12,9 @@ from svfit_diffusion.families.diffusion import Diffusion
 from svfit_diffusion.families.family import Family, PhotoSize, Sampling
 from svfit_diffusion.families.noise import NoiseSettings
 
+_SMALL_SIDE = 256
+"""Models of smaller pictures want fewer steps and less guidance than the others."""
+
 
 class UNetFamily(Family):
     """What Stable Diffusion's UNets have in common."""
@@ -40,7 +43,12 @@ class StableDiffusion(UNetFamily):
     """Stable Diffusion 1.x and 2.x: one CLIP, ε or v."""
 
     trained_text_encoders = ("text_encoder",)
-    sampling = Sampling(steps=25, guidance_scale=7.5)
+
+    @property
+    def sampling(self) -> Sampling:
+        if self.native_size < _SMALL_SIDE:
+            return Sampling(steps=20, guidance_scale=2.5)
+        return Sampling(steps=25, guidance_scale=7.5)
 
     def encode_prompts(self, prompts: list[str]) -> Conditions:
         embeddings, _ = self.pipe.encode_prompt(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tqdm.auto import tqdm
 
 from svfit_diffusion.files.hub import PICTURE_NAME, push_adapter, write_model_card
 from svfit_diffusion.training.accelerators import make_accelerator
+from svfit_diffusion.training.arguments import write_settings
 from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.grid import labelled_grid, stacked
 from svfit_diffusion.training.state import (
@@ -54,6 +56,7 @@ def train(config: TrainingConfig) -> Path:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         path = trainer.save(output)
+        write_settings(replace(config, seed=trainer.seed), output)
         picture = _before_after(trainer, prompts, before, _generate(trainer, prompts))
         picture.save(output / PICTURE_NAME)
         seconds = {

@@ -1,0 +1,67 @@
+"""The command `svfit`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+# Before torch is imported: two threads that wait by spinning slow a busy machine a hundred times.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import typer
+
+from svfit_diffusion.cli import adapters, doctor, exchange, generate, train, web
+from svfit_diffusion.errors import SVFitError
+from svfit_diffusion.version import __version__
+
+app = typer.Typer(
+    name="svfit",
+    help="Teach a diffusion model a subject through its singular values, and take it elsewhere.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"svfit-diffusion {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which version.")
+    ] = False,
+) -> None:
+    """What comes before a command."""
+
+
+# Their words are left to parsers of their own.
+_OWN_PARSER = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+app.command("train", cls=train.TrainCommand, context_settings=_OWN_PARSER)(train.train)
+app.command("generate")(generate.generate)
+app.command("export")(exchange.export)
+app.command("import")(exchange.import_)
+app.command("info")(adapters.info)
+app.command("merge")(adapters.merge)
+app.command("convert")(adapters.convert)
+app.command("diff")(adapters.diff)
+app.command("app", context_settings=_OWN_PARSER)(web.web)
+app.command("doctor")(doctor.doctor)
+
+
+def main() -> None:
+    """Run the command line; errors a user can mend are one message, not a trace."""
+    try:
+        app()
+    except (SVFitError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()
