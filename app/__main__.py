@@ -37,7 +37,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m app") ->
     transformers_logging.disable_progress_bar()
     try:
         parser = FlagParser((AppSettings, Limits), description="Start the web app.", prog=prog)
-        settings, limits = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        parser.values(words)
+        settings, limits = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
         if settings.device == "cpu":
             os.environ["ACCELERATE_USE_CPU"] = "1"  # for trainings
         services = build_services(settings, limits)

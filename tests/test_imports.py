@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import sys
 from pathlib import Path
 
@@ -77,6 +78,14 @@ def test_every_room_has_its_floor() -> None:
     )
     folders = {path.parent for path in modules().values()}
     assert all((folder / "__init__.py").is_file() for folder in folders)
+
+
+def test_all_of_it_is_installed() -> None:
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    listed = set(re.findall(r'^ {4}"(svfit_diffusion[\w.]*)",$', settings, re.MULTILINE))
+    ours = {path.parent.relative_to(ROOT) for path in modules().values()}
+    app = {Path("svfit_diffusion") / p.parent.relative_to(ROOT) for p in ROOT.glob("app/**/*.py")}
+    assert listed == {".".join(path.parts) for path in ours | app}
 
 
 def test_imports_point_down() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -139,9 +140,11 @@ def _save(pictures: list[Image.Image], files: list[Path], settings: list[dict[st
     """Write pictures, each with its settings as JSON in a text of the PNG."""
     from PIL.PngImagePlugin import PngInfo
 
+    from svfit_diffusion.files.atomic import write_atomically
+
     for picture, file, own in zip(pictures, files, settings, strict=True):
         info = PngInfo()
         info.add_itxt("svfit", json.dumps(own, ensure_ascii=False))
         file.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(file, format="PNG", pnginfo=info)
+        write_atomically(file, partial(picture.save, format="PNG", pnginfo=info))
         print(file)

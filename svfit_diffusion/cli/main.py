@@ -58,7 +58,7 @@ app.command("doctor")(doctor.doctor)
 def main() -> None:
     """Run the command line; errors a user can mend are one message, not a trace."""
     try:
-        app()
+        app(prog_name="svfit")
     except (SVFitError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
