@@ -13,7 +13,7 @@ OUTPUT ?= outputs/$(notdir $(SUBJECT))
 CPU_TORCH := torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu --retries 1
 TORCH := $(shell [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null && echo '$(CPU_TORCH)' || echo torch)
 
-.PHONY: demo app test lint types unit browser format bench-quality bench-speed clean
+.PHONY: demo app test lint types unit wheel browser format bench-quality bench-speed clean
 
 demo: $(VENV)/core
 	$(BIN)/python train_dreambooth_svfit.py \
@@ -32,7 +32,7 @@ ARGS ?=
 app: $(VENV)/app
 	$(BIN)/python -m app $(ARGS)
 
-test: lint types unit
+test: lint types unit wheel
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .
@@ -44,6 +44,15 @@ types: $(VENV)/test
 # A worker per core, one thread each.
 unit: $(VENV)/test browser
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
+
+# The wheel, installed into an environment of its own and used there.
+wheel: $(VENV)/test
+	rm -rf build/wheel
+	$(BIN)/python -m build --wheel --outdir build/wheel . >/dev/null
+	$(PYTHON) -m venv build/wheel/env
+	build/wheel/env/bin/pip install --quiet $(TORCH)
+	build/wheel/env/bin/pip install --quiet build/wheel/*.whl
+	$(BIN)/python tests/check_wheel.py build/wheel/*.whl build/wheel/env/bin
 
 # A reduced version of the quality benchmark, under 15 minutes on 2 cores.
 bench-quality: $(VENV)/bench
@@ -66,7 +75,7 @@ format: $(VENV)/test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) outputs
+	rm -rf $(VENV) outputs build
 
 $(VENV)/core: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

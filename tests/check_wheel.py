@@ -1,8 +1,7 @@
-"""Build nothing, trust nothing: install a wheel into an empty environment and use it.
+"""Use an installed wheel as someone would who has nothing else of ours.
 
-python tests/check_wheel.py dist/svfit_diffusion-….whl
-
-Torch comes from where pip finds it, so set PIP_EXTRA_INDEX_URL and PIP_CONSTRAINT for another build.
+`make wheel` builds it, installs it into an environment of its own, and runs this with the wheel and
+the folder of that environment's programs; nothing is imported from here.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import venv
 import zipfile
 from pathlib import Path
 
@@ -26,8 +24,7 @@ STEPS = [
     ("svfit", "--help"),
     ("svfit", "doctor"),
     ("svfit", "plan", TOYBOX),
-    ("svfit", "export", ADAPTER, "--base", TOYBOX, "--output", "lora.safetensors"),
-    ("svfit", "import", "lora.safetensors", "--base", TOYBOX, "--output", "back"),
+    ("svfit", "info", ADAPTER, "--base", TOYBOX, "--layers", "2"),
     (
         *("svfit", "train", f"--pretrained_model_name_or_path={TOYBOX}"),
         *(f"--instance_data_dir={SUBJECT}", "--instance_prompt=a photo of sks car"),
@@ -37,6 +34,12 @@ STEPS = [
         *("svfit", "generate", "a photo of sks car", "--adapter", "trained:0.8", "--base", TOYBOX),
         *("--num_inference_steps", "2", "--output", "car.png"),
     ),
+]
+REFUSED = ("svfit", "export", ADAPTER, "--base", TOYBOX, "--output", "lora.safetensors")
+PEFT = ("pip", "install", "--quiet", "peft")
+STEPS_WITH_PEFT = [
+    REFUSED,
+    ("svfit", "import", "lora.safetensors", "--base", TOYBOX, "--output", "back"),
 ]
 LEFT = ("lora.safetensors", "back", "trained/training_config.yaml", "car.png")
 
@@ -53,32 +56,48 @@ def check_contents(wheel: Path) -> None:
     print(f"{wheel.name}: {wheel.stat().st_size:,} bytes, {len(names)} files")
 
 
-def use(wheel: Path, folder: Path) -> None:
-    """Install a wheel into an environment of its own, and run every step in an empty folder."""
-    venv.create(folder / "env", with_pip=True)
-    programs, work = folder / "env" / "bin", folder / "work"
-    work.mkdir()
-    subprocess.run([programs / "pip", "install", "--quiet", wheel], check=True)
+def use(programs: Path, work: Path) -> None:
+    """Run every step in an empty folder.
+
+    Args:
+        programs: folder of the environment's programs.
+        work: the folder.
+    """
     clean = {n: v for n, v in os.environ.items() if not n.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    env = {**clean, "HF_HUB_OFFLINE": "1", "SVFIT_CACHE": str(folder / "cache")}
-    for program, *words in STEPS:
+    env = {**clean, "HF_HUB_OFFLINE": "1", "SVFIT_CACHE": str(work / "cache")}
+
+    def run(program: str, *words: object) -> subprocess.CompletedProcess[bytes]:
         print("$", program, *words, flush=True)
-        subprocess.run([programs / program, *words], cwd=work, env=env, check=True)
+        command = [str(programs / program), *map(str, words)]
+        return subprocess.run(command, cwd=work, env=env, stderr=subprocess.PIPE)
+
+    def succeed(*words: object) -> None:
+        ended = run(*map(str, words))
+        assert ended.returncode == 0, ended.stderr.decode()
+
+    for words in STEPS:
+        succeed(*words)
+    refused = run(*map(str, REFUSED))
+    assert refused.returncode == 1, "exports without PEFT"
+    assert b"pip install" in refused.stderr.splitlines()[-1]
+    for words in (PEFT, *STEPS_WITH_PEFT):
+        succeed(*words)
     missing = [name for name in LEFT if not (work / name).exists()]
     assert not missing, f"no {missing}"
     started = time.perf_counter()
-    subprocess.run([programs / "svfit", "--help"], check=True, stdout=subprocess.DEVNULL)
+    succeed("svfit", "--help")
     seconds = time.perf_counter() - started
     print(f"svfit --help took {seconds:.2f} s")
     assert seconds < SECONDS_OF_HELP
 
 
 def main() -> None:
-    """Check the wheel on the command line."""
-    (wheel,) = (Path(word).resolve() for word in sys.argv[1:])
+    """Check the wheel and the programs on the command line."""
+    wheel, programs = (Path(word).absolute() for word in sys.argv[1:])
     check_contents(wheel)
     with tempfile.TemporaryDirectory() as folder:
-        use(wheel, Path(folder))
+        use(programs, Path(folder))
+    print("The wheel works.")
 
 
 if __name__ == "__main__":
