@@ -100,7 +100,9 @@ class LoadSVFitAdapter:
             CheckpointError: the file is no adapter, or of layers that are not there.
             BaseMismatchError: it was trained on another base.
             BasisError: a weight cannot be decomposed, such as a quantised one.
-            ConfigError: it shifts text encoders and there is no CLIP, or of an unknown family.
+            ConfigError: it shifts text encoders and there is no CLIP, or the MODEL is of a family
+                whose names are not known.
+            InterchangeError: `model` has other layers than `basis_model`.
         """
         path = adapter_path(adapter)
         loaded = read_adapter(path)

@@ -89,15 +89,17 @@ def _part(adapter: Adapter, component: str, weights: HostWeights, places: Places
     deltas = adapter.deltas[component]
     found: dict[str, Place] = {}
     taken: dict[str, Tensor] = {}
+    seen: set[Place] = set()
     problems = []
     for path, delta in deltas.items():
         place = places(component, path)
         if place is None:
             problems.append(f"{component}.{path} has no weight here")
-        elif place in found.values():
+        elif place in seen:
             problems.append(f"{component}.{path} is given twice, with and without 'text_model.'")
         else:
             found[path] = place
+            seen.add(place)
             taken[path] = place.take(weights.read(place.key))
             if delta.numel() > (full := full_rank(taken[path])):
                 problems.append(f"{component}.{path}: {delta.numel()} values, the layer has {full}")
@@ -128,7 +130,7 @@ def _bases(base: BaseWeights, device: torch.device, step: Callable[[], None]) ->
 
 
 def _change(weight: Tensor, basis: Basis, delta: Tensor, device: torch.device) -> Tensor:
-    """`ΔW` in the shape of a weight, on the CPU: half precision does for weights of it."""
+    """`ΔW` in the shape of a weight, on the CPU, in float16 unless the weight is more exact."""
     change = shift_matrix(basis.to(device), delta.to(device)).reshape(weight.shape)
     basis.release()
     dtype = torch.float32 if weight.dtype == torch.float32 else torch.float16
