@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
@@ -14,24 +13,11 @@ from svfit_diffusion.adapters.components import Models, adapter_names, refuse_ch
 from svfit_diffusion.adapters.injection import Injection
 from svfit_diffusion.adapters.matching import match_layers
 from svfit_diffusion.adapters.targets import shiftable_layers
-from svfit_diffusion.errors import (
-    AdapterNameError,
-    BaseMismatchError,
-    CheckpointError,
-    ConfigError,
-)
+from svfit_diffusion.adapters.verification import check_base, check_sketches, with_vectors
+from svfit_diffusion.errors import AdapterNameError, CheckpointError, ConfigError
 from svfit_diffusion.files.adapter import Adapter
-from svfit_diffusion.files.metadata import AdapterMetadata
 from svfit_diffusion.spectrum.basis import Basis
-from svfit_diffusion.spectrum.cache import (
-    BaseWeights,
-    cache_directory,
-    fingerprint,
-    load_bases,
-)
-from svfit_diffusion.spectrum.sketch import TOLERANCE, distance, sketch
-
-logger = logging.getLogger(__name__)
+from svfit_diffusion.spectrum.cache import BaseWeights, fingerprint, load_bases
 
 
 def only_components(adapter: Adapter, components: Collection[str]) -> Adapter:
@@ -80,14 +66,15 @@ def put_adapter(
     parts = [_part(adapter, component, models) for component in adapter.deltas]
     if not ignore_base_mismatch:
         for part in parts:
-            _check_base(part, adapter.metadata)
+            way_out = "pass ignore_base_mismatch=True"
+            check_base(part.component, part.fingerprint, adapter.metadata, way_out)
     known_base = adapter.metadata.fingerprints
     found_base = {part.component: part.fingerprint for part in parts}
     for part in parts:
         part.bases = load_bases(part.base, show_progress=show_progress)
         _drop_values_without_vectors(part)
         if found_base[part.component] == known_base.get(part.component):
-            _check_sketches(part)
+            check_sketches(part.component, part.deltas, part.sketches, part.all_bases)
     # A bare state dict says nothing of its base; layers may have been left out.
     now = {part.component: part.fingerprint for part in parts}
     fingerprints = {
@@ -140,9 +127,11 @@ class _Part:
         """Of the base's weights under the adapter."""
         return fingerprint(self.digests)
 
-    def basis(self, path: str) -> Basis:
-        """Of a layer, computed now or brought by an earlier adapter."""
-        return self.bases[path] if path in self.bases else self.injection.layers[path].basis
+    @property
+    def all_bases(self) -> dict[str, Basis]:
+        """Of all layers: computed now, or brought by an earlier adapter."""
+        here = self.injection.layers
+        return {path: self.bases.get(path) or here[path].basis for path in self.deltas}
 
 
 def _refuse_missing(adapter: Adapter, models: Models) -> None:
@@ -171,49 +160,7 @@ def _part(adapter: Adapter, component: str, models: Models) -> _Part:
     return _Part(component, injection, deltas, sketches, base, known | base.digests)
 
 
-def _check_base(part: _Part, metadata: AdapterMetadata) -> None:
-    expected, found = metadata.fingerprints.get(part.component), part.fingerprint
-    if expected is not None and expected != found:
-        raise BaseMismatchError(
-            f"the adapter was trained on another base model: its {part.component} belongs to "
-            f"{metadata.base_model or 'an unnamed model'} (fingerprint {expected[:12]}…), this "
-            f"pipeline's is {found[:12]}…; load that base, or pass "
-            f"ignore_base_mismatch=True if this one is a fine-tune of it"
-        )
-
-
 def _drop_values_without_vectors(part: _Part) -> None:
-    """Cut shifts to the singular values above zero: those beyond have no vectors of their own."""
-    for path, delta in part.deltas.items():
-        rank = part.basis(path).rank
-        if delta[rank:].any():
-            logger.warning(
-                "%s.%s: %d of the adapter's values belong to singular values of zero, which have "
-                "no vectors of their own; they are left out",
-                part.component,
-                path,
-                delta.numel() - rank,
-            )
-        part.deltas[path] = delta[:rank]
-    for path in [path for path, delta in part.deltas.items() if not delta.numel()]:
-        del part.deltas[path], part.digests[path], part.bases[path]
-        part.sketches.pop(path, None)
-
-
-def _check_sketches(part: _Part) -> None:
-    """Raise `BaseMismatchError` if the singular vectors are not those of the training."""
-    far = {}
-    for path, expected in part.sketches.items():
-        delta = part.deltas[path]
-        share = distance(sketch(part.basis(path), delta), expected, delta)
-        if not share <= TOLERANCE:
-            far[path] = share
-    if far:
-        worst = max(far, key=lambda path: far[path])
-        raise BaseMismatchError(
-            f"the singular vectors computed here are not those that the adapter was trained with: "
-            f"in {len(far)} of {len(part.deltas)} layers of the {part.component}, most in {worst}, "
-            f"where its change would differ by {far[worst]:.0%}. If the cache is damaged, delete "
-            f"{cache_directory()} and load again; else the solver of that machine resolves "
-            f"singular values that nearly meet in another way, and the adapter does not fit here"
-        )
+    part.deltas = with_vectors(part.component, part.deltas, part.all_bases)
+    for path in [path for path in part.bases if path not in part.deltas]:
+        del part.digests[path], part.bases[path]

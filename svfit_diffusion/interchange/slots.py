@@ -24,10 +24,12 @@ class Slot:
         name: of the module in the file, such as `lora_unet_mid_block_attentions_0_proj_in`.
         part: which of the layers fused under this name it is, from 0, in the order of their
             outputs.
+        parts: how many are fused there.
     """
 
     name: str
     part: int = 0
+    parts: int = 1
 
 
 def is_sdxl(denoiser: Any) -> bool:
@@ -50,16 +52,32 @@ def slot_of(component: str, path: str, denoiser: Any) -> Slot:
         if not path.startswith(_CLIP):
             raise _unknown(component, path, denoiser)
         return Slot(_text_encoder_prefix(component, denoiser) + _underscored(with_text_model(path)))
-    kind = type(denoiser).__name__
-    if kind == "UNet2DConditionModel":
-        own = _sgm_path(path, denoiser.config) if is_sdxl(denoiser) else path
-        return Slot(f"lora_unet_{_underscored(own)}")
+    if type(denoiser).__name__ == "UNet2DConditionModel":
+        sdxl = is_sdxl(denoiser)
+        own = sgm_path(path, denoiser.config["layers_per_block"]) if sdxl else path
+        slot = Slot(denoiser_name(own)) if own else None
+    else:
+        slot = transformer_slot(type(denoiser).__name__, path)
+    if slot is None:
+        raise _unknown(component, path, denoiser)
+    return slot
+
+
+def transformer_slot(kind: str, path: str) -> Slot | None:
+    """The place of a layer of a transformer, by its class in diffusers; None if it has no name."""
     if kind in UNFUSED:
-        return Slot(f"lora_unet_{_underscored(path)}")
-    for pattern, name, part in FUSED_NAMES.get(kind, ()):
+        return Slot(denoiser_name(path))
+    rows = FUSED_NAMES.get(kind, ())
+    for pattern, name, part in rows:
         if match := re.fullmatch(pattern, path):
-            return Slot("lora_unet_" + _underscored(match.expand(name)), part)
-    raise _unknown(component, path, denoiser)
+            parts = sum(other == name for _, other, _ in rows)
+            return Slot(denoiser_name(match.expand(name)), part, parts)
+    return None
+
+
+def denoiser_name(path: str) -> str:
+    """The name of a layer of the model that draws, by its path in the model's first code."""
+    return f"lora_unet_{_underscored(path)}"
 
 
 def _unknown(component: str, path: str, denoiser: Any) -> InterchangeError:
@@ -101,8 +119,16 @@ _OUTSIDE_BLOCKS = {
 }
 
 
-def _sgm_path(path: str, config: Any) -> str:
-    """A path of SDXL's UNet in the code that it was published with (sgm)."""
+def sgm_path(path: str, layers_per_block: int) -> str | None:
+    """A path of a UNet of Stable Diffusion in the code that it was published with (ldm, sgm).
+
+    Args:
+        path: of the layer in diffusers.
+        layers_per_block: of the UNet's configuration.
+
+    Returns:
+        The path, if it is known; of an `upsamplers` one as beside attention.
+    """
     if path in _OUTSIDE_BLOCKS:
         return _OUTSIDE_BLOCKS[path]
     match = re.fullmatch(
@@ -111,13 +137,13 @@ def _sgm_path(path: str, config: Any) -> str:
         path,
     )
     if match is None:
-        raise InterchangeError(f"SDXL's files have no known name for unet.{path}")
+        return None
     side, block, kind, index, rest = match.groups()
     rest = _RESNET.get(rest, rest) if kind == "resnets" else rest
     if side is None:
         return f"middle_block.{1 if kind == 'attentions' else 2 * int(index)}.{rest}"
     # Blocks are counted through, with one for each resnet, or for the halving at a level's end.
-    step, i, j = config["layers_per_block"] + 1, int(block), int(index)
+    step, i, j = layers_per_block + 1, int(block), int(index)
     if kind == "downsamplers":
         return f"input_blocks.{step * (i + 1)}.0.op"
     place = 1 if kind == "attentions" else 0

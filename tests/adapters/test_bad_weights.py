@@ -151,7 +151,7 @@ def test_a_weight_that_turns_bad_under_an_adapter_is_a_foreign_change() -> None:
 POINTS = [
     "svfit_diffusion.spectrum.solver:singular_basis",
     "svfit_diffusion.spectrum.cache:_read",
-    "svfit_diffusion.adapters.loading:sketch",
+    "svfit_diffusion.adapters.verification:sketch",
     "svfit_diffusion.adapters.loading:match_layers",
     "svfit_diffusion.adapters.injection:Injection.add_adapter",
     "svfit_diffusion.adapters.registry:copied_deltas",
