@@ -103,10 +103,11 @@ def _move(folder: Path, path: Path) -> None:
         folder.rename(path)
         return
     old = folder.with_suffix(".old")
-    path.rename(old)
     try:
+        path.rename(old)
         folder.rename(path)
     except BaseException:
-        old.rename(path)
+        if old.exists() and not path.exists():
+            old.rename(path)
         raise
     shutil.rmtree(old, ignore_errors=True)

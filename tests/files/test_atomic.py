@@ -49,7 +49,7 @@ def test_a_folder_appears_with_the_permissions_of_any_other(tmp_path: Path) -> N
         os.umask(before)
     assert (tmp_path / "new").stat().st_mode & 0o777 == 0o750
     assert (tmp_path / "new" / "part" / "x").stat().st_mode & 0o777 == 0o640
-    assert os.listdir(tmp_path) == ["new"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "new"]
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
@@ -68,7 +68,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(
     path, rename = tmp_path / "folder", Path.rename
     with pytest.raises(error):
         write_folder_atomically(path, fail)
-    assert not os.listdir(tmp_path)
+    assert not list(tmp_path.iterdir())
     write_folder_atomically(path, fill("old"))
     with pytest.raises(error):
         write_folder_atomically(path, fail)
@@ -76,9 +76,9 @@ def test_a_folder_is_replaced_whole_or_not_at_all(
         # At the worst of moments: the old folder is already out of the way.
         patch.setattr(Path, "rename", move)
         write_folder_atomically(path, fill("new"))
-    assert os.listdir(tmp_path) == ["folder"] and (path / "part" / "x").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path] and (path / "part" / "x").read_text() == "old"
     write_folder_atomically(path, fill("new"))
-    assert os.listdir(tmp_path) == ["folder"] and (path / "part" / "x").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path] and (path / "part" / "x").read_text() == "new"
 
 
 TENSORS = {
