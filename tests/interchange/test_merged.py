@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from svfit_diffusion import SVFitConfig
+from svfit_diffusion import SVFitConfig, inject
 from svfit_diffusion.adapters.components import models_of
 from svfit_diffusion.errors import (
     BaseMismatchError,
@@ -218,6 +218,18 @@ def test_a_pipeline_that_draws_with_adapters_is_as_before(tiny_pipe: Any, tmp_pa
     assert same(stored(tmp_path / "bare"), stored(tmp_path / "set"))
     tiny_pipe.unload_svfit_weights()
     assert torch.equal(tiny.run_pipeline(tiny_pipe), merged.tiny_pictures().base)
+
+
+def test_how_a_pipeline_is_prepared_makes_no_difference(tiny_pipe: Any, tmp_path: Path) -> None:
+    adapter = adapter_of(tiny_pipe, "unet", "text_encoder")
+    export_pipeline(tiny_pipe, [(adapter, 1)], tmp_path / "plain")
+    tiny_pipe.unet.to(memory_format=torch.channels_last)
+    tiny_pipe.text_encoder.requires_grad_(True)
+    inject(tiny_pipe.unet, SVFitConfig(4), "in training", show_progress=False)
+    tiny_pipe.unet = torch.compile(tiny_pipe.unet)
+    with torch.inference_mode():
+        export_pipeline(tiny_pipe, [(adapter, 1)], tmp_path / "prepared")
+    assert same(stored(tmp_path / "plain"), stored(tmp_path / "prepared"))
 
 
 def test_several_controlnets_are_taken_along(tiny_pipe: Any, target: Path) -> None:
