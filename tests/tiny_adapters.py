@@ -100,6 +100,25 @@ def images_of(*pipes: Any) -> list[Tensor]:
     return [tiny.run_pipeline(pipe) for pipe in pipes]
 
 
+def ip_adapter(unet: Any) -> dict[str, dict[str, Tensor]]:
+    """Weights of an IP-Adapter of four tokens for images embedded in eight numbers."""
+    torch.manual_seed(2)
+    tokens = {
+        "proj.weight": torch.randn(4 * tiny.TEXT_WIDTH, 8),
+        "proj.bias": torch.zeros(4 * tiny.TEXT_WIDTH),
+        "norm.weight": torch.ones(tiny.TEXT_WIDTH),
+        "norm.bias": torch.zeros(tiny.TEXT_WIDTH),
+    }
+    layers = {}
+    for number, name in enumerate(unet.attn_processors):
+        if "attn2" in name:
+            attention = unet.get_submodule(name.removesuffix(".processor"))
+            width = attention.to_k.out_features
+            for part in ("k", "v"):
+                layers[f"{number}.to_{part}_ip.weight"] = torch.randn(width, tiny.TEXT_WIDTH) / 6
+    return {"image_proj": tokens, "ip_adapter": layers}
+
+
 PIPELINES: dict[str, tuple[Any, dict[str, Any]]] = {
     "text": (StableDiffusionPipeline, {}),
     "image": (StableDiffusionImg2ImgPipeline, {"strength": 1.0}),

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from svfit_diffusion.comfyui.outside_attention import OUTSIDE_ATTENTION, SWAPPED
-from svfit_diffusion.errors import ConfigError
+from svfit_diffusion.errors import ConfigError, InterchangeError
+from svfit_diffusion.interchange.original_names import unet_path
 from svfit_diffusion.interchange.slots import (
     Slot,
     denoiser_name,
-    sgm_path,
     transformer_slot,
     with_text_model,
 )
@@ -101,7 +101,7 @@ class ModelPlaces:
                 f"the layers of this MODEL have no known names; supported are {_SUPPORTED}: for "
                 f"others, export the adapter as a LoRA"
             )
-        self._layers_per_block = _layers_per_block(self._paths) if self._kind == _UNET else 0
+        self._unet = _unet_config(self._paths) if self._kind == _UNET else {}
 
     def __call__(self, component: str, path: str) -> Place | None:
         """The place of a layer of a pipeline's component; None if the MODEL has none for it."""
@@ -110,7 +110,10 @@ class ModelPlaces:
         return self._unet_place(path) if self._kind == _UNET else self._transformer_place(path)
 
     def _unet_place(self, path: str) -> Place | None:
-        own = sgm_path(path, self._layers_per_block) or ""
+        try:
+            own = unet_path(path, self._unet)
+        except InterchangeError:
+            return None
         if own not in self._paths and ".upsamplers." in path:
             own = own.replace(".2.conv", ".1.conv")  # of a level without attention
         return Place(self._paths[own]) if own in self._paths else None
@@ -136,11 +139,14 @@ class ModelPlaces:
         return None
 
 
-def _layers_per_block(paths: Iterable[str]) -> int:
-    """The number of a UNet's layers before its first halving, by their paths in ComfyUI."""
+def _unet_config(paths: Iterable[str]) -> dict[str, Any]:
+    """What `unet_path` asks of a UNet's configuration, by the UNet's paths in ComfyUI."""
     blocks = [path.split(".") for path in paths if path.startswith("input_blocks.")]
     halvings = [int(block[1]) for block in blocks if block[2:] == ["0", "op"]]
-    return min(halvings, default=max(int(block[1]) for block in blocks) + 1) - 1
+    before_halving = min(halvings, default=max(int(block[1]) for block in blocks) + 1)
+    # Which levels have attention is not looked up here but tried, see `_unet_place`.
+    levels = ("CrossAttnUpBlock2D",) * (len(halvings) + 1)
+    return {"layers_per_block": before_halving - 1, "up_block_types": levels}
 
 
 class ClipPlaces:

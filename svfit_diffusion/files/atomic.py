@@ -1,8 +1,9 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
@@ -72,3 +73,41 @@ def write_safetensors(
         check(target)
 
     write_atomically(path, write)
+
+
+def write_folder_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a folder beside `path`, then move it into place, instead of one there.
+
+    If writing fails (a full disk, say), what stood at `path` still does, and nothing else is left.
+
+    Raises:
+        OSError: as raised by `write` or the file system.
+    """
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    try:
+        write(temporary)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())
+        # mkdtemp makes private folders.
+        temporary.chmod(0o777 & ~_umask())
+        _move(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move(folder: Path, path: Path) -> None:
+    """Rename a folder to `path`, and remove the one that is there, or leave it if that fails."""
+    if not path.exists():
+        folder.rename(path)
+        return
+    old = folder.with_suffix(".old")
+    try:
+        path.rename(old)
+        folder.rename(path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

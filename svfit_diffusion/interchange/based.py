@@ -51,7 +51,7 @@ def based(
     Raises:
         CheckpointError, BaseMismatchError, BasisError, StateError: as loading the adapter.
     """
-    with _lent(models, adapter, ignore_base_mismatch) as name:
+    with lent(models, adapter, ignore_base_mismatch) as name:
         yield {
             f"{component}.{path}": BasedLayer(layer.layer, layer.basis, layer.deltas[name])
             for component, injection in injections(models).items()
@@ -73,12 +73,17 @@ def with_base(pipe: Any, adapter: Adapter) -> Adapter:
         CheckpointError, BaseMismatchError, BasisError, StateError: as loading the adapter.
     """
     models = models_of(pipe)
-    with _lent(models, adapter, False) as name:
+    with lent(models, adapter, False) as name:
         return collect_adapter(models, name)
 
 
 @contextmanager
-def _lent(models: Models, adapter: Adapter, ignore_base_mismatch: bool) -> Iterator[str]:
+def lent(models: Models, adapter: Adapter, ignore_base_mismatch: bool) -> Iterator[str]:
+    """Let an adapter lie on models, without acting, under a name that is yielded.
+
+    Raises:
+        CheckpointError, BaseMismatchError, BasisError, StateError: as loading the adapter.
+    """
     taken = adapter_names(models)
     name = next(n for i in range(len(taken) + 1) if (n := f"interchange_{i}") not in taken)
     put_adapter(models, adapter, name, ignore_base_mismatch=ignore_base_mismatch)

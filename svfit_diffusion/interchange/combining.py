@@ -50,7 +50,7 @@ def merge_adapters(weighted: Sequence[tuple[Adapter | AdapterSource, float]]) ->
     deltas = _sums([(weight, adapter.deltas) for adapter, weight in parts])
     sketches = _sums([(weight, adapter.sketches) for adapter, weight in parts])
     unknown = {c for a in adapters for c in a.deltas if a.deltas[c].keys() != _paths(a.sketches, c)}
-    metadata = _metadata_of_all(adapters, _fingerprints(adapters))
+    metadata = metadata_of_all(adapters, _fingerprints(adapters))
     return Adapter(deltas, metadata, {c: s for c, s in sketches.items() if c not in unknown})
 
 
@@ -180,7 +180,13 @@ def _fingerprints(adapters: Sequence[Adapter]) -> dict[str, str]:
     return found
 
 
-def _metadata_of_all(adapters: Sequence[Adapter], fingerprints: dict[str, str]) -> AdapterMetadata:
+def metadata_of_all(adapters: Sequence[Adapter], fingerprints: dict[str, str]) -> AdapterMetadata:
+    """What is known of what several adapters make together.
+
+    Args:
+        adapters: at least one.
+        fingerprints: of the base that they share, per component.
+    """
     known = [adapter.metadata for adapter in adapters]
     bases = {(metadata.base_model, metadata.base_revision) for metadata in known}
     base_model, base_revision = bases.pop() if len(bases) == 1 else (known[0].base_model, "")

@@ -1,4 +1,4 @@
-"""What an export says of the file it wrote, and the types it writes."""
+"""What an export says of the file or folder it wrote, and the types it writes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 @dataclass(frozen=True)
 class Export:
-    """A file that was written.
+    """A file or a folder that was written.
 
     Attributes:
         path: where it is.

@@ -29,50 +29,73 @@ def header_of(
         title: of the file.
         error: relative error of the whole change.
     """
-    predicts_v = pipe.scheduler.config.get("prediction_type") == "v_prediction"
-    return _base_header(denoiser, predicts_v) | _adapter_header(metadata, title, error)
+    own = {"ss_output_name": title, "svfit.error": f"{error:.6g}"}
+    return _lora_header(pipe, denoiser) | _adapter_header(metadata, title) | own
 
 
-def _base_header(denoiser: Any, predicts_v: bool) -> dict[str, str]:
-    """How A1111 and Forge tell the base model; nothing for families that they do not know."""
-    kind = type(denoiser).__name__
-    if kind == "UNet2DConditionModel":
-        if is_sdxl(denoiser):
-            return _base("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", v2="False")
-        if denoiser.config["cross_attention_dim"] == _SD2_TEXT_WIDTH:
-            size = "768-v" if predicts_v else "512"
-            return _base("sd_v2", f"stable-diffusion-v2-{size}", v2="True")
-        return _base("sd_v1", "stable-diffusion-v1", v2="False")
-    if kind == "SD3Transformer2DModel":
-        return _base("sd3m", "stable-diffusion-3")
-    if kind == "FluxTransformer2DModel":
-        source = "https://github.com/black-forest-labs/flux"
-        return _base("flux1", "flux-1-dev") | {"modelspec.implementation": source}
-    return {}
+def checkpoint_header(
+    pipe: Any, denoiser: Any, metadata: AdapterMetadata, title: str
+) -> dict[str, str]:
+    """What a checkpoint with adapters merged into it says of its architecture and its adapters.
+
+    Args:
+        pipe: a pipeline of the base, of a family that A1111 and Forge know.
+        denoiser: of the pipeline.
+        metadata: of the adapters together.
+        title: of the file.
+    """
+    return _adapter_header(metadata, title) | {
+        "modelspec.architecture": _base_names(pipe, denoiser)[1],
+        "modelspec.prediction_type": "v" if _predicts_v(pipe) else "epsilon",
+    }
 
 
-def _base(version: str, architecture: str, v2: str | None = None) -> dict[str, str]:
+def _lora_header(pipe: Any, denoiser: Any) -> dict[str, str]:
+    """How A1111 and Forge tell a LoRA's base; nothing for families that they do not know."""
+    version, architecture = _base_names(pipe, denoiser)
+    if not version:
+        return {}
     header = {
         "ss_base_model_version": version,
         "modelspec.architecture": f"{architecture}/lora",
     }
-    return header if v2 is None else header | {"ss_v2": v2}
+    if version == "flux1":
+        header["modelspec.implementation"] = "https://github.com/black-forest-labs/flux"
+    elif version != "sd3m":
+        header["ss_v2"] = str(version == "sd_v2")
+    return header
 
 
-def _adapter_header(metadata: AdapterMetadata, title: str, error: float) -> dict[str, str]:
+def _base_names(pipe: Any, denoiser: Any) -> tuple[str, str]:
+    """A base model's name in kohya's programs and in ModelSpec; empty for unknown families."""
+    kind = type(denoiser).__name__
+    if kind == "UNet2DConditionModel":
+        if is_sdxl(denoiser):
+            return "sdxl_base_v1-0", "stable-diffusion-xl-v1-base"
+        if denoiser.config["cross_attention_dim"] == _SD2_TEXT_WIDTH:
+            return "sd_v2", f"stable-diffusion-v2-{'768-v' if _predicts_v(pipe) else '512'}"
+        return "sd_v1", "stable-diffusion-v1"
+    if kind == "SD3Transformer2DModel":
+        return "sd3m", "stable-diffusion-3"
+    return ("flux1", "flux-1-dev") if kind == "FluxTransformer2DModel" else ("", "")
+
+
+def _predicts_v(pipe: Any) -> bool:
+    return bool(pipe.scheduler.config.get("prediction_type") == "v_prediction")
+
+
+def _adapter_header(metadata: AdapterMetadata, title: str) -> dict[str, str]:
     header = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.title": title,
         "modelspec.date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "modelspec.trigger_phrase": trigger(metadata),
-        "ss_output_name": title,
         "svfit.version": __version__,
         "svfit.base_model": metadata.base_model,
         "svfit.base_revision": metadata.base_revision,
         "svfit.instance_prompt": metadata.instance_prompt,
         "svfit.class_prompt": metadata.class_prompt,
-        "svfit.error": f"{error:.6g}",
     }
     return {key: value for key, value in header.items() if value}
 

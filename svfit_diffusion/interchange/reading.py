@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from svfit_diffusion.adapters.components import models_of
 from svfit_diffusion.errors import InterchangeError
 from svfit_diffusion.interchange.factors import Factors
+from svfit_diffusion.interchange.hollow import hollow
 
 _NAME = "svfit_interchange"
 
@@ -43,9 +43,9 @@ def read_lora(pipe: Any, source: Path | Mapping[str, Tensor]) -> dict[str, Facto
         raise InterchangeError(
             "diffusers reads LoRAs with PEFT, which is missing: pip install peft"
         )
-    hollow = _without_weights(pipe)
+    empty = _without_weights(pipe)
     try:
-        hollow.load_lora_weights(
+        empty.load_lora_weights(
             str(source) if isinstance(source, Path) else dict(source),
             adapter_name=_NAME,
             use_safetensors=True,  # a pickle would run
@@ -58,7 +58,7 @@ def read_lora(pipe: Any, source: Path | Mapping[str, Tensor]) -> dict[str, Facto
         ) from error
     found = {
         f"{component}.{path}": _factors(layer)
-        for component, model in models_of(hollow).items()
+        for component, model in models_of(empty).items()
         for path, layer in model.named_modules()
         if _NAME in getattr(layer, "lora_A", ())
     }
@@ -79,21 +79,16 @@ def _without_weights(pipe: Any) -> Any:
 
     Without models that take no LoRA: the loader would touch their offloading hooks.
     """
-    hollow, models = copy.copy(pipe), models_of(pipe)
+    empty, models = copy.copy(pipe), models_of(pipe)
     for component, part in pipe.components.items():
         if isinstance(part, nn.Module):
             model = models.get(component)
-            setattr(hollow, component, None if model is None else _hollow(model))
-    return hollow
+            setattr(empty, component, None if model is None else _readable(model))
+    return empty
 
 
-def _hollow(model: Any) -> nn.Module:
-    # By its configuration: a copy would bring hooks, LoRAs and our own adapters along.
-    with init_empty_weights():
-        if hasattr(type(model), "from_config"):
-            made = type(model).from_config(model.config)
-        else:
-            made = type(model)(copy.deepcopy(model.config))
+def _readable(model: Any) -> nn.Module:
+    made = hollow(model)
     for module in made.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from svfit_diffusion.errors import InterchangeError
 from svfit_diffusion.interchange.fused_names import FUSED_NAMES, UNFUSED
+from svfit_diffusion.interchange.original_names import unet_path
 
 _CLIP = ("encoder.layers.", "text_model.", "text_projection")
 
@@ -53,11 +54,9 @@ def slot_of(component: str, path: str, denoiser: Any) -> Slot:
             raise _unknown(component, path, denoiser)
         return Slot(_text_encoder_prefix(component, denoiser) + _underscored(with_text_model(path)))
     if type(denoiser).__name__ == "UNet2DConditionModel":
-        sdxl = is_sdxl(denoiser)
-        own = sgm_path(path, denoiser.config["layers_per_block"]) if sdxl else path
-        slot = Slot(denoiser_name(own)) if own else None
-    else:
-        slot = transformer_slot(type(denoiser).__name__, path)
+        own = unet_path(path, denoiser.config) if is_sdxl(denoiser) else path
+        return Slot(denoiser_name(own))
+    slot = transformer_slot(type(denoiser).__name__, path)
     if slot is None:
         raise _unknown(component, path, denoiser)
     return slot
@@ -101,54 +100,3 @@ def _text_encoder_prefix(component: str, denoiser: Any) -> str:
 
 def _underscored(path: str) -> str:
     return path.replace(".", "_")
-
-
-_RESNET = {
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-_OUTSIDE_BLOCKS = {
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-    "conv_in": "input_blocks.0.0",
-    "conv_out": "out.2",
-}
-
-
-def sgm_path(path: str, layers_per_block: int) -> str | None:
-    """A path of a UNet of Stable Diffusion in the code that it was published with (ldm, sgm).
-
-    Args:
-        path: of the layer in diffusers.
-        layers_per_block: of the UNet's configuration.
-
-    Returns:
-        The path, if it is known; of an `upsamplers` one as beside attention.
-    """
-    if path in _OUTSIDE_BLOCKS:
-        return _OUTSIDE_BLOCKS[path]
-    match = re.fullmatch(
-        r"(?:(down|up)_blocks\.(\d+)|mid_block)"
-        r"\.(attentions|resnets|downsamplers|upsamplers)\.(\d+)\.(.+)",
-        path,
-    )
-    if match is None:
-        return None
-    side, block, kind, index, rest = match.groups()
-    rest = _RESNET.get(rest, rest) if kind == "resnets" else rest
-    if side is None:
-        return f"middle_block.{1 if kind == 'attentions' else 2 * int(index)}.{rest}"
-    # Blocks are counted through, with one for each resnet, or for the halving at a level's end.
-    step, i, j = layers_per_block + 1, int(block), int(index)
-    if kind == "downsamplers":
-        return f"input_blocks.{step * (i + 1)}.0.op"
-    place = 1 if kind == "attentions" else 0
-    if side == "down":
-        return f"input_blocks.{step * i + j + 1}.{place}.{rest}"
-    if kind == "upsamplers":
-        return f"output_blocks.{step * i + step - 1}.2.{rest}"
-    return f"output_blocks.{step * i + j}.{place}.{rest}"

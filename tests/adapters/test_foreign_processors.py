@@ -17,7 +17,8 @@ from merged import (
     tiny_adapter,
     tiny_pictures,
 )
-from tiny import IMAGE_SIZE, TEXT_WIDTH, make_tiny_pipeline, run_pipeline
+from tiny import IMAGE_SIZE, make_tiny_pipeline, run_pipeline
+from tiny_adapters import ip_adapter
 from torch import Tensor, nn
 
 from svfit_diffusion import StateError, inject
@@ -113,25 +114,6 @@ def test_perturbed_attention_refuses_mixed_batches_and_recovers() -> None:
     pipe.unet.set_attn_processor(AttnProcessor2_0())
     adapted = tiny_pictures().adapted
     torch.testing.assert_close(guided(pipe, pag_scale=0.0), adapted, **CLOSE)
-
-
-def ip_adapter(unet: Any) -> dict[str, dict[str, Tensor]]:
-    """Weights of an IP-Adapter of four tokens for images embedded in eight numbers."""
-    torch.manual_seed(2)
-    tokens = {
-        "proj.weight": torch.randn(4 * TEXT_WIDTH, 8),
-        "proj.bias": torch.zeros(4 * TEXT_WIDTH),
-        "norm.weight": torch.ones(TEXT_WIDTH),
-        "norm.bias": torch.zeros(TEXT_WIDTH),
-    }
-    layers = {}
-    for number, name in enumerate(unet.attn_processors):
-        if "attn2" in name:
-            attention = unet.get_submodule(name.removesuffix(".processor"))
-            width = attention.to_k.out_features
-            for part in ("k", "v"):
-                layers[f"{number}.to_{part}_ip.weight"] = torch.randn(width, TEXT_WIDTH) / 6
-    return {"image_proj": tokens, "ip_adapter": layers}
 
 
 def with_image(pipe: Any) -> Any:

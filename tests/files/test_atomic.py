@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from svfit_diffusion.files.atomic import write_atomically, write_safetensors
+from svfit_diffusion.files.atomic import (
+    write_atomically,
+    write_folder_atomically,
+    write_safetensors,
+)
 from svfit_diffusion.files.mapped import map_safetensors
 
 
@@ -26,6 +31,54 @@ def test_threads_leave_the_mask_of_permissions_alone(tmp_path: Path) -> None:
         assert {path.stat().st_mode & 0o777 for path in paths} == {0o640}
     finally:
         os.umask(before)
+
+
+def fill(text: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / "part").mkdir()
+        (folder / "part" / "x").write_text(text)
+
+    return write
+
+
+def test_a_folder_appears_with_the_permissions_of_any_other(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_folder_atomically(tmp_path / "new", fill("new"))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o750
+    assert (tmp_path / "new" / "part" / "x").stat().st_mode & 0o777 == 0o640
+    assert list(tmp_path.iterdir()) == [tmp_path / "new"]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_folder_is_replaced_whole_or_not_at_all(
+    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(folder: Path) -> None:
+        fill("half")(folder)
+        raise error
+
+    def move(source: Path, target: Path) -> Path:
+        if source.suffix == ".tmp":
+            raise error
+        return rename(source, target)
+
+    path, rename = tmp_path / "folder", Path.rename
+    with pytest.raises(error):
+        write_folder_atomically(path, fail)
+    assert not list(tmp_path.iterdir())
+    write_folder_atomically(path, fill("old"))
+    with pytest.raises(error):
+        write_folder_atomically(path, fail)
+    with monkeypatch.context() as patch, pytest.raises(error):
+        # At the worst of moments: the old folder is already out of the way.
+        patch.setattr(Path, "rename", move)
+        write_folder_atomically(path, fill("new"))
+    assert list(tmp_path.iterdir()) == [path] and (path / "part" / "x").read_text() == "old"
+    write_folder_atomically(path, fill("new"))
+    assert list(tmp_path.iterdir()) == [path] and (path / "part" / "x").read_text() == "new"
 
 
 TENSORS = {

@@ -24,7 +24,11 @@ def denoiser(kind: str, **config: Any) -> Any:
 
 
 SD = denoiser("UNet2DConditionModel", cross_attention_dim=768)
-SDXL = denoiser("UNet2DConditionModel", addition_embed_type="text_time")
+SDXL = denoiser(
+    "UNet2DConditionModel",
+    addition_embed_type="text_time",
+    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+)
 SD3 = denoiser("SD3Transformer2DModel")
 FLUX = denoiser("FluxTransformer2DModel")
 FLUX2 = denoiser("Flux2Transformer2DModel")
