@@ -14,7 +14,7 @@ from svfit_diffusion.cli.options import (
     Overwrite,
     Revision,
     Variant,
-    load_pipeline,
+    base_of,
     read,
     save,
     show,
@@ -158,8 +158,9 @@ def _checked(
     from svfit_diffusion.adapters.components import models_of
     from svfit_diffusion.errors import CheckpointError
     from svfit_diffusion.interchange.based import based
+    from svfit_diffusion.training.base import load_base
 
-    pipe = load_pipeline(base, revision, variant, [])
+    pipe = load_base(base_of(base, revision, variant))
     try:
         with based(models_of(pipe), adapter) as found:
             moved = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,7 +17,7 @@ from svfit_diffusion.cli.options import (
     Revision,
     Variant,
     adapter_file,
-    load_pipeline,
+    base_of,
     read,
     refuse_existing,
     save,
@@ -37,6 +37,8 @@ class Kind(str, Enum):
 
     lora = "lora"
     dense = "dense"
+    folder = "folder"
+    checkpoint = "checkpoint"
 
 
 class Names(str, Enum):
@@ -52,9 +54,14 @@ def export(
         list[str],
         typer.Argument(help="An adapter, or adapter:strength such as rex:0.8; several are merged."),
     ],
-    output: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    output: Annotated[Path, typer.Option(help="The .safetensors file, or the folder, to write.")],
     kind: Annotated[
-        Kind, typer.Option(help="A LoRA, or dense changes for ComfyUI, Forge and InvokeAI.")
+        Kind,
+        typer.Option(
+            help="A LoRA; dense changes for ComfyUI, Forge and InvokeAI; the whole model with the "
+            "adapters in its weights, as a diffusers folder or, of Stable Diffusion 1, 2 and XL, "
+            "as one checkpoint file."
+        ),
     ] = Kind.lora,
     base: Base = "",
     rank: Annotated[int | None, typer.Option(min=1, help="A LoRA of this rank.")] = None,
@@ -65,41 +72,45 @@ def export(
     format: Annotated[
         Names, typer.Option(help="Names in a LoRA; auto: those that most programs read.")
     ] = Names.auto,
-    dtype: Annotated[Dtype, typer.Option(help="Type of the numbers.")] = Dtype.float16,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(help="Of the numbers; default: float16, in a whole model the base's own."),
+    ] = None,
     revision: Revision = None,
     variant: Variant = None,
     ignore_base_mismatch: IgnoreMismatch = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write an adapter for other programs; without --rank and --error it is exact."""
-    from svfit_diffusion.interchange import export_dense, export_lora
+    """Write adapters for other programs; without --rank and --error it is exact."""
+    from svfit_diffusion import interchange
+    from svfit_diffusion.training.base import load_base, load_whole_base
 
+    if kind is not Kind.lora and (rank or error or format is not Names.auto):
+        raise ConfigError(f"--rank, --error and --format are for a LoRA; a {kind.value} is exact")
     refuse_existing(output, overwrite)
-    adapter = _one(adapters)
-    pipe = load_pipeline(base, revision, variant, [adapter])
+    parts = [(read(source), strength) for source, strength in map(weighted, adapters)]
+    source = base_of(base, revision, variant, [adapter for adapter, _ in parts])
+    common: dict[str, Any] = {
+        "overwrite": overwrite,
+        "ignore_base_mismatch": ignore_base_mismatch,
+    }
+    whole = dtype.torch if dtype else None
+    change = (dtype or Dtype.float16).torch
     if kind is Kind.lora:
-        written = export_lora(
-            pipe,
-            adapter,
-            output,
-            rank=rank,
-            error=error,
-            format=format.value,
-            dtype=dtype.torch,
-            overwrite=overwrite,
-            ignore_base_mismatch=ignore_base_mismatch,
+        wanted: dict[str, Any] = {"rank": rank, "error": error, "format": format.value}
+        pipe = load_base(source)
+        written = interchange.export_lora(
+            pipe, _one(parts), output, dtype=change, **wanted, **common
         )
-    elif rank or error or format is not Names.auto:
-        raise ConfigError("--rank, --error and --format are for a LoRA; dense changes are exact")
+    elif kind is Kind.dense:
+        pipe = load_base(source)
+        written = interchange.export_dense(pipe, _one(parts), output, dtype=change, **common)
+    elif kind is Kind.folder:
+        pipe = load_whole_base(source)
+        written = interchange.export_pipeline(pipe, parts, output, dtype=whole, **common)
     else:
-        written = export_dense(
-            pipe,
-            adapter,
-            output,
-            dtype=dtype.torch,
-            overwrite=overwrite,
-            ignore_base_mismatch=ignore_base_mismatch,
-        )
+        pipe = load_whole_base(source)
+        written = interchange.export_checkpoint(pipe, parts, output, dtype=whole, **common)
     _report(written)
 
 
@@ -124,15 +135,16 @@ def import_(
 ) -> None:
     """Make an adapter of what singular values can say of a LoRA or a fine-tuned model."""
     from svfit_diffusion.interchange import import_difference, import_lora
+    from svfit_diffusion.training.base import load_base
 
     if bool(lora) == bool(from_model):
         raise ConfigError("give a LoRA file, or --from-model with a fine-tuned model: one of them")
     refuse_existing(adapter_file(output), overwrite)
-    pipe = load_pipeline(base, revision, variant, [])
+    pipe = load_base(base_of(base, revision, variant))
     if lora:
         found = import_lora(pipe, lora)
     else:
-        found = import_difference(pipe, load_pipeline(from_model, None, variant, []))
+        found = import_difference(pipe, load_base(base_of(from_model, None, variant)))
     path = save(found.adapter, output, overwrite)
     for name, share in sorted(found.shares.items(), key=lambda item: item[1]):
         print(f"{share:7.2%}  {name}")
@@ -141,14 +153,11 @@ def import_(
     print(f"{path}: {path.stat().st_size:,} bytes; it says {found.share:.2%} of the change's norm")
 
 
-def _one(adapters: list[str]) -> Adapter:
+def _one(parts: list[tuple[Adapter, float]]) -> Adapter:
     """One adapter, or several merged."""
     from svfit_diffusion.interchange import merge_adapters
 
-    parts = [weighted(text) for text in adapters]
-    if len(parts) == 1 and parts[0][1] == 1:
-        return read(parts[0][0])
-    return merge_adapters(parts)
+    return parts[0][0] if len(parts) == 1 and parts[0][1] == 1 else merge_adapters(parts)
 
 
 def _report(written: Export) -> None:

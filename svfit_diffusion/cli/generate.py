@@ -16,7 +16,7 @@ from svfit_diffusion.cli.options import (
     Overwrite,
     Revision,
     Variant,
-    load_pipeline,
+    base_of,
     read,
     refuse_existing,
     weighted,
@@ -62,12 +62,14 @@ def generate(
     overwrite: Overwrite = False,
 ) -> None:
     """Draw pictures from prompts, with adapters at strengths."""
+    from svfit_diffusion.training.base import load_base
+
     strengths = dict(weighted(text) for text in adapter or [])
     files = _files(output, 1 if grid else len(prompts) * num_images)
     for file in files:
         refuse_existing(file, overwrite)
     adapters = {source: read(source) for source in strengths}
-    pipe = load_pipeline(base, revision, variant, list(adapters.values()))
+    pipe = load_base(base_of(base, revision, variant, list(adapters.values())))
     arguments = _arguments(pipe, height, width, num_inference_steps, guidance_scale)
     if negative_prompt is not None:
         arguments["negative_prompt"] = negative_prompt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from svfit_diffusion.files.adapter import Adapter
+    from svfit_diffusion.training.base import BaseSource
 
 Base = Annotated[
     str,
@@ -91,21 +93,21 @@ def read(source: str) -> Adapter:
     return adapter_from(source, WEIGHTS_NAME)
 
 
-def load_pipeline(
-    base: str, revision: str | None, variant: str | None, adapters: list[Adapter]
-) -> Any:
-    """The base model's pipeline; where none is named, the one that adapters were trained on.
+def base_of(
+    base: str, revision: str | None, variant: str | None, adapters: Sequence[Adapter] = ()
+) -> BaseSource:
+    """Where the base model is; where none is named, the one that adapters were trained on.
 
     Raises:
-        ConfigError: it cannot be loaded, or no base is named.
+        ConfigError: no base is named, or several.
     """
-    from svfit_diffusion.training.base import BaseSource, load_base
+    from svfit_diffusion.training.base import BaseSource
 
     named = list(dict.fromkeys(a.metadata.base_model for a in adapters if a.metadata.base_model))
     if not base and len(named) != 1:
         found = f"name several ({', '.join(named)})" if named else "do not name one"
         raise ConfigError(f"the adapters {found}: say which base model by --base")
-    return load_base(BaseSource(base or named[0], revision, variant))
+    return BaseSource(base or named[0], revision, variant)
 
 
 def adapter_file(output: Path) -> Path:

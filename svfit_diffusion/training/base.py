@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from svfit_diffusion.adapters.components import models_of
 from svfit_diffusion.errors import ConfigError
@@ -31,6 +33,8 @@ _SINGLE_FILE_CLASSES = {
     "flux-schnell": "FluxPipeline",
 }
 """The pipeline for what diffusers takes a single file for."""
+
+_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -56,27 +60,53 @@ def load_base(source: BaseSource) -> Any:
     Raises:
         ConfigError: it cannot be loaded.
     """
+    pipe = _load(source, _without_safety_checker(source.name))
+    for model in models_of(pipe).values():
+        if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
+            model.float()
+    return pipe
+
+
+def load_whole_base(source: BaseSource) -> Any:
+    """The base pipeline with all that belongs to it, each model in the precision of its files.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    pipe = _load(source, {})
+    folder = Path(str(pipe.config.get("_name_or_path", source.name)))
+    for component, model in pipe.components.items():
+        if isinstance(model, nn.Module):
+            file = Path(source.name) if Path(source.name).is_file() else folder / component
+            model.to(_stored_dtype(file, source.variant))
+    return pipe
+
+
+def _stored_dtype(place: Path, variant: str | None) -> torch.dtype:
+    """What most tensors are in a safetensors file, or the first of a folder; else float32."""
+    pattern = f"*.{variant}*safetensors" if variant else "*.safetensors"
+    files = [place] if place.is_file() else sorted(place.glob(pattern))
+    if not files:
+        return torch.float32
+    with safe_open(files[0], framework="pt") as file:
+        found = Counter(file.get_slice(name).get_dtype() for name in file.keys())  # noqa: SIM118
+    return _DTYPES.get(found.most_common(1)[0][0], torch.float32) if found else torch.float32
+
+
+def _load(source: BaseSource, arguments: dict[str, Any]) -> Any:
     if not source.name:
         raise ConfigError("pretrained_model_name_or_path is missing: a folder or a hub id")
     try:
         if Path(source.name).suffix in _SINGLE_FILES and Path(source.name).is_file():
-            pipe = _load_single_file(Path(source.name), source.single_file_config)
-        else:
-            pipe = DiffusionPipeline.from_pretrained(
-                source.name,
-                revision=source.revision,
-                variant=source.variant,
-                **_without_safety_checker(source.name),
-            )
+            return _load_single_file(Path(source.name), source.single_file_config)
+        return DiffusionPipeline.from_pretrained(
+            source.name, revision=source.revision, variant=source.variant, **arguments
+        )
     except ConfigError:
         raise
     except (OSError, ValueError, ImportError) as error:
         hint = _variant_hint(source)
         raise ConfigError(f"cannot load base model {source.name!r}{hint}: {error}") from error
-    for model in models_of(pipe).values():
-        if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
-            model.float()
-    return pipe
 
 
 def _without_safety_checker(name: str) -> dict[str, Any]:

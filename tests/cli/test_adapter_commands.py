@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tiny
 import tiny_adapters
 import torch
 from command import done, refused
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from svfit_diffusion.files.adapter import Adapter, read_adapter, write_adapter
@@ -107,11 +110,32 @@ def test_strengths_are_exported(adapter_file: Path, saved_pipe: Path, tmp_path: 
         torch.testing.assert_close(4 * load_file(half)[name], tensor, rtol=2e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_whole_models_keep_the_precision_of_the_base(
+    adapter_file: Path, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    tiny.make_tiny_pipeline().to(dtype).save_pretrained(base)
+    words = ("export", f"{adapter_file}:0.5", "--base", base, "--output")
+    done(*words, tmp_path / "merged", "--kind", "folder", "--ignore_base_mismatch")
+    for component in ("unet", "vae", "text_encoder"):
+        (file,) = (tmp_path / "merged" / component).glob("*.safetensors")
+        assert {t.dtype for t in load_file(file).values() if t.is_floating_point()} == {dtype}
+    pipe: Any = StableDiffusionPipeline.from_pretrained(tmp_path / "merged")
+    own: Any = StableDiffusionPipeline.from_pretrained(base)
+    own.load_svfit_weights(adapter_file, "a", ignore_base_mismatch=True)
+    own.set_svfit_adapters("a", 0.5)
+    layer = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    expected = own.unet.get_submodule(layer).weight.to(dtype).float()
+    found = pipe.unet.get_submodule(layer).weight
+    torch.testing.assert_close(found, expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-3)
+
+
 def test_what_export_refuses(adapter_file: Path, saved_pipe: Path, tmp_path: Path) -> None:
     target = tmp_path / "lora.safetensors"
     words = ("export", adapter_file, "--output", target, "--base", saved_pipe)
     assert "would reach it" in refused(*words, "--rank", 1, "--error", 0.001)
-    assert "dense changes are exact" in refused(*words, "--kind", "dense", "--rank", 1)
+    assert "a dense is exact" in refused(*words, "--kind", "dense", "--rank", 1)
     assert not target.exists()
     target.write_text("mine")
     assert "--overwrite" in refused(*words)
