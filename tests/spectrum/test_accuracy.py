@@ -149,6 +149,16 @@ def test_what_is_orderly_and_not_the_weights_is_found_out(
         check_belongs(basis, matrix)
 
 
+def test_equal_singular_values_need_vectors_of_their_own() -> None:
+    identity = torch.eye(32).half()
+    twice = identity.clone()
+    twice[1] = twice[0]
+    basis = Basis(twice, twice.clone(), torch.ones(32))
+    assert residual(basis, identity) == missing_energy(basis, identity) == 0
+    with pytest.raises(ValueError, match="departure from orthonormal vectors 1"):
+        check_belongs(basis, identity)
+
+
 def test_a_basis_of_a_zero_weight_has_no_triplets() -> None:
     basis, zero = stored(MATRICES["rank 1"]), MATRICES["zero"]
     assert missing_energy(basis, zero) > 0
