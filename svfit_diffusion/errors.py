@@ -5,6 +5,7 @@
     ├── TargetError          a target matches no projection, or one that cannot be shifted
     ├── DataError            a folder, an image or a caption cannot be used
     ├── BasisError           singular vectors cannot be computed from these weights
+    ├── CacheError           the cache of singular vectors lacks room, or a hub fails it
     ├── CheckpointError      a file is not a usable adapter or training checkpoint
     │   └── BaseMismatchError    the adapter was trained on another base model
     ├── AdapterNameError     an adapter name is unknown or already taken
@@ -35,6 +36,10 @@ class DataError(SVFitError, ValueError):
 
 class BasisError(SVFitError, ValueError):
     """Singular vectors cannot be computed from these weights."""
+
+
+class CacheError(SVFitError, OSError):
+    """The cache of singular vectors lacks room or files, or the hub does not give or take them."""
 
 
 class CheckpointError(SVFitError, ValueError):

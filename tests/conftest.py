@@ -14,8 +14,10 @@ import pytest
 import tiny
 import tiny_adapters
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from fake_hub import FakeHub
 from transformers import CLIPTextModel
 
+from svfit_diffusion.files import basis_repository
 from svfit_diffusion.files.adapter import WEIGHTS_NAME, write_adapter
 
 pytest_plugins = ["app_server"]
@@ -36,6 +38,15 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "svfit-cache"
     monkeypatch.setenv("SVFIT_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture
+def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    """A hub of this test alone, empty, for bases."""
+    hub = FakeHub(tmp_path / "hub")
+    for name in ("create_repo", "file_exists", "create_commit", "model_info", "snapshot_download"):
+        monkeypatch.setattr(basis_repository, name, getattr(hub, name))
+    return hub
 
 
 @pytest.fixture

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from svfit_diffusion.adapters.components import Models
 from svfit_diffusion.adapters.injection import Injection
 from svfit_diffusion.adapters.layers import Shiftable
+from svfit_diffusion.adapters.targets import select_targets
 from svfit_diffusion.adapters.weights import refuse_weights_on_disk
 from svfit_diffusion.errors import BasisError, StateError
 from svfit_diffusion.spectrum.cache import BaseWeights, read_base
@@ -41,6 +43,26 @@ def base_weights(model: nn.Module, layers: Mapping[str, Shiftable]) -> BaseWeigh
     if any(weight.dtype == torch.bfloat16 for weight in weights.values()):
         weights = _stored_weights(model, weights) or weights
     return read_base(weights)
+
+
+def weights_of_models(models: Models, target: str | tuple[str, ...]) -> BaseWeights:
+    """The own weights of the layers that a target means, by `<component>.<module path>`.
+
+    Args:
+        models: by component.
+        target: as `SVFitConfig`'s.
+
+    Raises:
+        TargetError: it matches nothing in one of them.
+        BasisError, StateError: as `base_weights`.
+    """
+    weights: dict[str, Tensor] = {}
+    digests: dict[str, str] = {}
+    for component, model in models.items():
+        own = base_weights(model, select_targets(model, target))
+        weights |= {f"{component}.{path}": weight for path, weight in own.weights.items()}
+        digests |= {f"{component}.{path}": digest for path, digest in own.digests.items()}
+    return BaseWeights(weights, digests)
 
 
 def _refuse_strange(path: str, layer: nn.Module) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -68,12 +67,15 @@ def _card(index: int) -> str:
 
 def _cache() -> dict[str, str]:
     from svfit_diffusion.spectrum.cache import cache_directory
+    from svfit_diffusion.spectrum.room import free_bytes, in_units, nearest
+    from svfit_diffusion.spectrum.stored import stored_bases
 
     folder = cache_directory()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(there).free / 2**30
-    can_write = os.access(there, os.W_OK)
-    files = list(folder.glob("*.safetensors"))
-    size = sum(file.stat().st_size for file in files) / 2**20
-    state = f"{len(files):,} bases, {size:,.0f} MiB; {free:,.0f} GiB free"
+    try:
+        stored = stored_bases(folder)
+    except OSError as error:
+        return {"cache": f"{folder} CANNOT BE READ: {error}"}
+    size, free = sum(file.size for file in stored), free_bytes(folder)
+    state = f"{len(stored):,} bases, {in_units(size)}; {in_units(free)} free"
+    can_write = os.access(nearest(folder), os.W_OK)
     return {"cache": f"{folder} ({state}{'' if can_write else '; NOT WRITABLE'})"}

@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import typer
 
-from svfit_diffusion.cli import adapters, doctor, exchange, generate, train, web
+from svfit_diffusion.cli import adapters, basis, doctor, exchange, generate, train, web
 from svfit_diffusion.errors import SVFitError
 from svfit_diffusion.version import __version__
 
@@ -51,6 +51,7 @@ app.command("info")(adapters.info)
 app.command("merge")(adapters.merge)
 app.command("convert")(adapters.convert)
 app.command("diff")(adapters.diff)
+app.add_typer(basis.app, name="basis")
 app.command("app", context_settings=_OWN_PARSER)(web.web)
 app.command("doctor")(doctor.doctor)
 

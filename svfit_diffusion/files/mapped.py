@@ -7,6 +7,7 @@ import math
 import mmap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,17 +52,49 @@ def map_safetensors(path: Path) -> MappedFile:
         pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     begin = 8 + int.from_bytes(pages[:8], "little")
     try:
-        header = json.loads(pages[8:begin])
-        metadata = header.pop("__metadata__", {})
-        tensors = {
-            name: torch.frombuffer(
-                pages,
-                dtype=_DTYPES[entry["dtype"]],
-                count=math.prod(entry["shape"]),
-                offset=begin + entry["data_offsets"][0],
-            ).reshape(entry["shape"])
-            for name, entry in header.items()
-        }
+        entries, metadata = _parse(pages[8:begin])
+        tensors = {name: _tensor(pages, begin, entry) for name, entry in entries.items()}
     except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"not a safetensors file of floats ({error!r})") from error
     return MappedFile(tensors, metadata, pages)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata in a safetensors file's header; nothing else of the file is read.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it has no such header.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            raise ValueError("not a safetensors file")
+        try:
+            return _parse(file.read(length))[1]
+        except (RecursionError, TypeError, ValueError) as error:
+            raise ValueError(f"not a safetensors file ({error!r})") from error
+
+
+def _parse(header: bytes) -> tuple[dict[str, Any], dict[str, str]]:
+    """The entries of a header by the tensors' names, and the metadata."""
+    entries = json.loads(header)
+    if not isinstance(entries, dict):
+        raise TypeError("the header is no object")
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise TypeError("the metadata are no strings")
+    return entries, metadata
+
+
+def _tensor(pages: mmap.mmap, begin: int, entry: dict[str, Any]) -> Tensor:
+    """The tensor of an entry, in data that begin there; ValueError if it does not lie in them."""
+    dtype, shape, (start, end) = _DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+    count = math.prod(shape)
+    # Checked here, since `frombuffer` does not notice a count of bytes that overflows.
+    inside = 0 <= start <= end <= len(pages) - begin
+    if any(size < 0 for size in shape) or not inside or end - start != count * dtype.itemsize:
+        raise ValueError(f"shape {shape} at {start} to {end} does not fit the file")
+    if not count:  # which `frombuffer` refuses
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(pages, dtype=dtype, count=count, offset=begin + start).reshape(shape)

@@ -1,12 +1,8 @@
 """Where bases live: computed once per base model, kept in a disk cache.
 
 A basis belongs to one weight matrix, whatever model, file or precision it came in, so the cache
-is addressed by content: `<cache>/<sha256 of the float16 weight>.safetensors`, with all triplets of
-σ above zero, vectors in float16. Their rounding changes a shift by 0.03 % and is part of what the
-basis is: every user of it gets the same. A file is written under a temporary name and moved into
-place, so processes may race for it. It names its weight and holds a checksum, both checked on every
-read, so a damaged or foreign one is recomputed. Files are mapped, and in memory only as far as they
-are in use.
+is addressed by content: a file (`basis_file`) per weight, by its digest. Processes may race for it;
+a damaged or foreign one is recomputed. `stored` looks after the folder.
 """
 
 from __future__ import annotations
@@ -14,10 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,15 +20,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from svfit_diffusion.errors import BasisError
-from svfit_diffusion.files.atomic import write_safetensors
-from svfit_diffusion.files.mapped import map_safetensors
 from svfit_diffusion.spectrum import solver
 from svfit_diffusion.spectrum.basis import Basis, as_matrix, canonical_weight
-from svfit_diffusion.spectrum.sketch import PROBES, probes_of
+from svfit_diffusion.spectrum.basis_file import basis_path, mark_used, read_basis, write_basis
+from svfit_diffusion.spectrum.workers import single_threads
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = "svfit-basis-4"
 _THREADS = 4
 """Hashing and reading wait for memory and disk, and leave Python's lock."""
 
@@ -55,6 +46,19 @@ class BaseWeights:
     def matrix(self, path: str) -> Tensor:
         """A layer's weight as its basis sees it: `(out, in·∏kernel)`, float16."""
         return canonical_weight(self.weights[path])
+
+    def matrix_of(self, digest: str) -> Tensor | None:
+        """`matrix` of the weight with that digest, if it is one of these."""
+        path = next((path for path, own in self.digests.items() if own == digest), None)
+        return None if path is None else self.matrix(path)
+
+    def only(self, paths: Collection[str]) -> BaseWeights:
+        """Some of these layers, in their order."""
+        chosen = [path for path in self.weights if path in paths]
+        return BaseWeights(
+            {path: self.weights[path] for path in chosen},
+            {path: self.digests[path] for path in chosen},
+        )
 
     def fingerprint(self, paths: Iterable[str] | None = None) -> str:
         """`fingerprint` of these layers."""
@@ -78,31 +82,36 @@ def read_base(weights: Mapping[str, Tensor]) -> BaseWeights:
     Raises:
         BasisError: a weight cannot be decomposed, named by its path.
     """
-    with _single_threads(_THREADS) as pool:
+    with single_threads(_THREADS) as pool:
         digests = dict(zip(weights, pool.map(_digest, weights, weights.values()), strict=True))
     return BaseWeights(dict(weights), digests)
 
 
 def load_bases(
-    base: BaseWeights, *, show_progress: bool = True, cache: Path | None = None
+    base: BaseWeights,
+    *,
+    show_progress: bool = True,
+    cache: Path | None = None,
+    device: torch.device | None = None,
 ) -> dict[str, Basis]:
     """The bases of `base` with all triplets of σ above zero, from the cache where it has them.
 
     Args:
-        base: weights from `read_base`; an SVD runs on the device they are on.
+        base: weights from `read_base`.
         show_progress: show a progress bar while singular values are computed.
         cache: cache folder, `cache_directory()` by default.
+        device: where an SVD runs; by default where its weight is.
 
     Returns:
         Bases by module path, vectors in float16, mapped from the cache where it can be written.
     """
     folder = cache_directory() if cache is None else cache
-    with _single_threads(_THREADS) as pool:
+    with single_threads(_THREADS) as pool:
         read = pool.map(lambda path: _read(folder, base, path), base.weights)
         found = dict(zip(base.weights, read, strict=True))
     missing = [path for path, basis in found.items() if basis is None]
     bases = {path: basis for path, basis in found.items() if basis is not None}
-    computed = _compute(base, missing, folder)
+    computed = _compute(base, missing, folder, device)
     for path, basis in tqdm(
         zip(missing, computed, strict=True),
         desc="Singular values (once per base model)",
@@ -113,39 +122,44 @@ def load_bases(
     return {path: bases[path] for path in base.weights}
 
 
-def _compute(base: BaseWeights, paths: Sequence[str], folder: Path) -> Iterator[Basis]:
+def missing_bases(base: BaseWeights, *, cache: Path | None = None) -> BaseWeights:
+    """The part of `base` whose bases the cache lacks; of layers with one weight, the first.
+
+    Args:
+        base: weights from `read_base`.
+        cache: cache folder, `cache_directory()` by default.
+    """
+    folder = cache_directory() if cache is None else cache
+    first = {digest: path for path, digest in reversed(base.digests.items())}
+    with single_threads(_THREADS) as pool:
+        read = pool.map(lambda path: _read(folder, base, path), first.values())
+        missing = {path for path, basis in zip(first.values(), read, strict=True) if basis is None}
+    return base.only(missing)
+
+
+def _compute(
+    base: BaseWeights, paths: Sequence[str], folder: Path, device: torch.device | None
+) -> Iterator[Basis]:
     """The bases of some layers in their order, vectors in float16; each is cached as it comes.
 
     On a CPU as many at a time as there are threads: solvers scale poorly.
     """
 
     def compute(path: str) -> Basis:
-        weight = base.weights[path]
-        basis = solver.singular_basis(base.matrix(path)).to(weight.device, torch.float16)
+        matrix = base.matrix(path)
+        basis = solver.singular_basis(matrix.to(device or matrix.device))
+        basis = basis.to(matrix.device, torch.float16)
         _write(folder, base.digests[path], basis)
         # From the file, as later: it need not stay in memory.
         return _read(folder, base, path) or basis
 
-    on_cpu = all(base.weights[path].device.type == "cpu" for path in paths)
+    on_cpu = all((device or base.weights[path].device).type == "cpu" for path in paths)
     workers = torch.get_num_threads() if on_cpu else 1
     if workers == 1:
         yield from map(compute, paths)
         return
-    with _single_threads(workers) as pool:
+    with single_threads(workers) as pool:
         yield from pool.map(compute, paths)
-
-
-@contextmanager
-def _single_threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Workers that compute with one thread each."""
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        # The setting is the worker's own, but threads started later would take it over.
-        torch.set_num_threads(threads)
 
 
 def _digest(path: str, weight: Tensor) -> str:
@@ -158,62 +172,27 @@ def _digest(path: str, weight: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _file(folder: Path, digest: str) -> Path:
-    return folder / f"{digest}.safetensors"
-
-
 def _read(folder: Path, base: BaseWeights, path: str) -> Basis | None:
     """The cached basis of a layer, or None where there is none that can be trusted."""
     digest = base.digests[path]
-    file = _file(folder, digest)
+    file = basis_path(folder, digest)
     if not file.is_file():
         return None
     try:
-        mapped = map_safetensors(file)
-        if mapped.metadata.get("format") != _FORMAT:
-            raise ValueError("not a basis file of this version")
-        if set(mapped.tensors) != {"u", "v", "sigma", "probes"}:
-            raise ValueError("not the tensors expected")
-        basis = Basis(**mapped.tensors, file=mapped)
-        if mapped.metadata.get("weight") != digest or not _fits(basis, base.weights[path]):
+        basis = read_basis(file, digest)
+        d_out, d_in = as_matrix(base.weights[path]).shape
+        if (basis.u.shape[1], basis.v.shape[1]) != (d_out, d_in):
             raise ValueError("of another weight")
-        if mapped.metadata.get("checksum") != _checksum(basis):
-            raise ValueError("the checksum is wrong")
     except (OSError, ValueError) as error:
         logger.warning("Recomputing singular values: cache file %s is unusable (%s)", file, error)
         return None
     basis.release()
+    mark_used(file)
     return basis
 
 
-def _fits(basis: Basis, weight: Tensor) -> bool:
-    """Whether shapes and types are those of a basis of `weight`, with all its σ above zero."""
-    d_out, d_in = as_matrix(weight).shape
-    rank = basis.sigma.numel()
-    actual = [(tuple(t.shape), t.dtype) for t in (basis.u, basis.v, basis.sigma, probes_of(basis))]
-    half, single = torch.float16, torch.float32
-    wanted = [
-        ((rank, d_out), half),
-        ((rank, d_in), half),
-        ((rank,), single),
-        ((PROBES, rank), single),
-    ]
-    return actual == wanted and rank <= min(d_out, d_in)
-
-
-def _checksum(basis: Basis) -> str:
-    """CRC-32 of everything in a basis: against damage, not against ill will."""
-    checksum = 0
-    for tensor in (basis.u, basis.v, basis.sigma, probes_of(basis)):
-        checksum = zlib.crc32(tensor.cpu().contiguous().numpy().data, checksum)
-    return f"{checksum:08x}"
-
-
 def _write(folder: Path, digest: str, basis: Basis) -> None:
-    tensors = {"u": basis.u, "v": basis.v, "sigma": basis.sigma, "probes": probes_of(basis)}
-    header = {"format": _FORMAT, "weight": digest, "checksum": _checksum(basis)}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_safetensors(_file(folder, digest), tensors, header)
+        write_basis(folder, digest, basis)
     except OSError as error:
         logger.warning("Singular values could not be cached in %s: %s", folder, error)

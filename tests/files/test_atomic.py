@@ -18,7 +18,7 @@ from svfit_diffusion.files.atomic import (
     write_folder_atomically,
     write_safetensors,
 )
-from svfit_diffusion.files.mapped import map_safetensors
+from svfit_diffusion.files.mapped import map_safetensors, read_metadata
 
 
 def test_threads_leave_the_mask_of_permissions_alone(tmp_path: Path) -> None:
@@ -136,6 +136,13 @@ def header_of(header: Any) -> bytes:
         header_of({"a": {"dtype": "F32", "shape": ["x"], "data_offsets": [0, 4]}}) + b"1234",
         header_of({"a": {"dtype": "F32", "shape": [1], "data_offsets": []}}) + b"1234",
         header_of({"a": {"dtype": "F32", "shape": [1], "data_offsets": [-999, 4]}}) + b"1234",
+        header_of({"a": {"dtype": "F32", "shape": [-1, 1], "data_offsets": [0, 4]}}) + b"1234",
+        # 2⁶² numbers of 4 bytes are 0 bytes in 64 bits.
+        header_of({"a": {"dtype": "F32", "shape": [2**62], "data_offsets": [0, 4]}}) + b"1234",
+        header_of({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}) + b"1234",
+        header_of({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}) + b"1234",
+        header_of({"__metadata__": []}),
+        header_of({"__metadata__": {"format": 3}}),
     ],
 )
 def test_what_is_no_such_file_is_refused(content: bytes, tmp_path: Path) -> None:
@@ -146,3 +153,38 @@ def test_what_is_no_such_file_is_refused(content: bytes, tmp_path: Path) -> None
         map_safetensors(path)
     with pytest.raises(OSError, match="absent"):
         map_safetensors(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 5), (4, 0)], ids=str)
+def test_tensors_without_numbers_are_mapped(shape: tuple[int, ...], tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, {"a": torch.zeros(shape), "b": torch.ones(2)}, {})
+    assert map_safetensors(path).tensors["a"].shape == shape
+
+
+def test_metadata_are_read_without_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, TENSORS, {"format": "x"})
+    path.write_bytes(path.read_bytes()[:-20])
+    assert read_metadata(path) == {"format": "x"}
+    save_file(TENSORS, path)
+    assert read_metadata(path) == {}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff" * 64,
+        (2**40).to_bytes(8, "little") + b"{}",
+        header_of(b"{not json"),
+        header_of([1, 2]),
+        header_of(b"[" * 100_000),
+        header_of({"__metadata__": {"format": 3}}),
+    ],
+)
+def test_a_header_that_is_none_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        read_metadata(path)
