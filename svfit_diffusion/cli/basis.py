@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from svfit_diffusion.cli.options import AsJson, Revision, Variant, load_pipeline, show
+from svfit_diffusion.cli.options import AsJson, Revision, Variant, base_of, device_named, show
 from svfit_diffusion.errors import CacheError, ConfigError
 
 if TYPE_CHECKING:
-    import torch
-
     from svfit_diffusion.spectrum.cache import BaseWeights
     from svfit_diffusion.spectrum.sharing import Moved
     from svfit_diffusion.spectrum.stored import StoredBasis
@@ -83,10 +81,11 @@ def compute(
     from svfit_diffusion.spectrum.cache import cache_directory, load_bases, missing_bases
     from svfit_diffusion.spectrum.room import require_room
     from svfit_diffusion.spectrum.stored import size_of
+    from svfit_diffusion.training.base import load_base
     from svfit_diffusion.training.checks import trained_text_encoders
 
-    place = _device(device)
-    pipe = load_pipeline(base, revision, variant, [])
+    place = device_named(device, float64=True)
+    pipe = load_base(base_of(base, revision, variant))
     family = family_of(pipe)
     trained = [family.denoiser, *trained_text_encoders(family, train_text_encoder)]
     models = {name: getattr(pipe, name) for name in trained}
@@ -131,7 +130,7 @@ def verify(
 
     weights = _whole_base(base, revision, variant) if base else None
     stored = files.stored_bases(cache_directory())
-    bad = flaws(stored, weights, device=_device(device))
+    bad = flaws(stored, weights, device=device_named(device, float64=True))
     _name_bad({file.path.name: words for file, words in bad.items()})
     if remove:
         for file in bad:
@@ -228,29 +227,14 @@ def _whole_base(base: str, revision: str | None, variant: str | None) -> BaseWei
     """The weights of every layer of a base model that can be shifted."""
     from svfit_diffusion.adapters.base_weights import weights_of_models
     from svfit_diffusion.adapters.components import models_of
+    from svfit_diffusion.training.base import load_base
 
-    return weights_of_models(models_of(load_pipeline(base, revision, variant, [])), "all")
+    return weights_of_models(models_of(load_base(base_of(base, revision, variant))), "all")
 
 
 def _of(stored: list[StoredBasis], base: BaseWeights) -> list[StoredBasis]:
     digests = set(base.digests.values())
     return [file for file in stored if file.digest in digests]
-
-
-def _device(wanted: str | None) -> torch.device:
-    """The device of that name; if none is named, the accelerator where it knows float64.
-
-    Raises:
-        ConfigError: there is no such device.
-    """
-    import torch
-
-    found = torch.accelerator.current_accelerator(check_available=True)
-    usable = found.type if found and found.type != "mps" else "cpu"
-    try:
-        return torch.zeros((), device=wanted or usable).device
-    except (RuntimeError, AssertionError) as error:  # as torch says it of unknown and absent ones
-        raise ConfigError(f"--device {wanted} cannot be used: {error}") from None
 
 
 def _report(moved: Moved, done: str) -> None:

@@ -17,6 +17,7 @@ from svfit_diffusion.cli.options import (
     Revision,
     Variant,
     base_of,
+    device_named,
     read,
     refuse_existing,
     weighted,
@@ -64,6 +65,7 @@ def generate(
     """Draw pictures from prompts, with adapters at strengths."""
     from svfit_diffusion.training.base import load_base
 
+    place = device_named(device)
     strengths = dict(weighted(text) for text in adapter or [])
     files = _files(output, 1 if grid else len(prompts) * num_images)
     for file in files:
@@ -74,7 +76,7 @@ def generate(
     if negative_prompt is not None:
         arguments["negative_prompt"] = negative_prompt
     _put(pipe, adapters, strengths, ignore_base_mismatch)
-    pipe.to(device or _accelerator(), dtype.torch)
+    pipe.to(place, dtype.torch)
     rows = [
         [_draw(pipe, prompt, seed + i, arguments) for i in range(num_images)] for prompt in prompts
     ]
@@ -115,13 +117,6 @@ def _put(
         put_adapter(models_of(pipe), adapter, source, ignore_base_mismatch=ignore_mismatch)
     if adapters:
         set_svfit_adapters(pipe, list(strengths), list(strengths.values()))
-
-
-def _accelerator() -> str:
-    import torch
-
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return found.type if found else "cpu"
 
 
 def _draw(pipe: Any, prompt: str, seed: int, arguments: dict[str, Any]) -> Image.Image:

@@ -110,6 +110,26 @@ def base_of(
     return BaseSource(base or named[0], revision, variant)
 
 
+def device_named(wanted: str | None, *, float64: bool = False) -> torch.device:
+    """The device of that name; if none is named, the accelerator, or the CPU.
+
+    Args:
+        wanted: the name.
+        float64: whether it must know such numbers, if none is named.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    import torch
+
+    found = torch.accelerator.current_accelerator(check_available=True)
+    is_usable = found is not None and not (float64 and found.type == "mps")
+    try:
+        return torch.zeros((), device=wanted or (found if is_usable else "cpu")).device
+    except (RuntimeError, AssertionError) as error:  # as torch says it of unknown and absent ones
+        raise ConfigError(f"--device {wanted} cannot be used: {error}") from None
+
+
 def adapter_file(output: Path) -> Path:
     """Where an adapter goes: into a file of that name, or a folder under its usual name."""
     from svfit_diffusion.files.adapter import WEIGHTS_NAME
