@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Annotated
 
-# Before torch is imported: two threads that wait by spinning slow a busy machine a hundred times.
+# Before torch is imported: threads that wait by spinning slow a busy machine a hundred times.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import typer
