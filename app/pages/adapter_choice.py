@@ -63,7 +63,12 @@ def adapter_choice(
     keep = _SEVERAL if field.multiselect else f"{_ONE} ?? {'names[0] ?? ' * never_empty}null"
     news_.change(None, [field, news_], field, js=keep, api_visibility="private")
     tab.select(
-        lambda: news(services), None, choice.components, queue=False, api_visibility="private"
+        lambda: news(services),
+        None,
+        choice.components,
+        queue=False,
+        show_progress="hidden",  # it would cover the field
+        api_visibility="private",
     )
     return choice
 

@@ -193,7 +193,11 @@ def _wire_adding(services: Services, parts: GenerateParts) -> None:
         return *news(services, offered=name), status(f"Added “{name}”.")
 
     parts.added.upload(
-        add, parts.added, [*parts.mixer.choice.components, parts.line], api_visibility="private"
+        add,
+        parts.added,
+        [*parts.mixer.choice.components, parts.line],
+        show_progress_on=parts.line,  # it would cover the adapters
+        api_visibility="private",
     )
 
 
