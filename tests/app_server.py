@@ -146,7 +146,7 @@ def visit(browser: Any, app_server: AppServer) -> Iterator[Callable[..., Any]]:
         context.set_default_timeout(1000 * SECONDS)
         page = context.new_page()
         page.goto(url)
-        page.locator("#generate-go").wait_for()
+        arrive(page)
         return page
 
     yield open_page
@@ -158,6 +158,12 @@ def visit(browser: Any, app_server: AppServer) -> Iterator[Callable[..., Any]]:
 def page(visit: Callable[..., Any]) -> Any:
     """The app in a fresh browser session."""
     return visit()
+
+
+def arrive(page: Any) -> None:
+    """Wait until the app can be used, after going there or coming back."""
+    page.locator("#generate-go").wait_for()
+    _see(page)
 
 
 def open_tab(page: Any, name: str) -> None:

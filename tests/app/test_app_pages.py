@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from app_server import ADAPTERS, AppServer, choose, open_tab, unfold, write_random_adapter
+from app_server import ADAPTERS, AppServer, arrive, choose, open_tab, unfold, write_random_adapter
 from PIL import Image
 
 from app.picture import PictureSettings
@@ -68,7 +68,7 @@ def test_the_page_loads_without_the_network_and_without_errors(
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.reload()
-    page.locator("#generate-go").wait_for()
+    arrive(page)
     for tab in ("Compare", "Train", "Inspect", "Generate"):
         open_tab(page, tab)
         page.get_by_role("tabpanel").locator("visible=true").first.wait_for()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from app_server import LONG, AppServer, choose, chosen, open_tab, unfold
+from app_server import LONG, AppServer, arrive, choose, chosen, open_tab, unfold
 from PIL import Image
 
 from svfit_diffusion.files.adapter import read_adapter
@@ -177,6 +177,7 @@ def test_a_reload_finds_the_running_training_and_a_second_one_is_refused(
     start(page, photos, "found again")
     status(page, "step 2 of 20")
     page.reload()
+    arrive(page)
     open_tab(page, "Train")
     status(page, "“found again”: step 2 of 20")
     page.locator("#train-curves svg").wait_for()
