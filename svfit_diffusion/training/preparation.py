@@ -14,7 +14,6 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from diffusers.training_utils import EMAModel
 from PIL import Image, ImageOps
-from torch import nn
 
 from svfit_diffusion.families import family_of
 from svfit_diffusion.files.scratch import Scratch
@@ -24,6 +23,7 @@ from svfit_diffusion.training.base import load_base
 from svfit_diffusion.training.budget import Pruner
 from svfit_diffusion.training.class_images import generate_class_images, missing_class_images
 from svfit_diffusion.training.config import TrainingConfig
+from svfit_diffusion.training.freezing import freeze
 from svfit_diffusion.training.objective import BasePrior, Objective
 from svfit_diffusion.training.photo_set import photo_sets
 from svfit_diffusion.training.photos import Photo, load_photos
@@ -32,7 +32,6 @@ from svfit_diffusion.training.preview import Preview
 from svfit_diffusion.training.subject import Subject
 
 DEFAULT_STEPS = 400
-_PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Preparation:
@@ -136,25 +135,15 @@ class Preparation:
 
     def _freeze(self) -> None:
         """Freeze and cast the pipeline, once the basis has seen it in full precision."""
-        config, pipe, family = self._config, self.family.pipe, self.family
+        config, family = self._config, self.family
         if config.allow_tf32:
             torch.backends.cuda.matmul.allow_tf32 = True
         if config.enable_xformers_memory_efficient_attention:
-            pipe.enable_xformers_memory_efficient_attention()
-        if self.accelerator.mixed_precision in _PRECISIONS:
-            pipe.to(_PRECISIONS[self.accelerator.mixed_precision])
-        for part in pipe.components.values():
-            if isinstance(part, nn.Module):
-                part.requires_grad_(False)
+            family.pipe.enable_xformers_memory_efficient_attention()
+        freeze(
+            family, self._trained, self.accelerator.mixed_precision, config.gradient_checkpointing
+        )
         self.subject.set_trainable(True)
-        if config.gradient_checkpointing or family.needs_training_mode:
-            family.model.train()
-        if config.gradient_checkpointing:
-            family.model.enable_gradient_checkpointing()
-            for name in self._trained:
-                encoder = getattr(pipe, name)
-                encoder.gradient_checkpointing_enable({"use_reentrant": False})
-                encoder.train()
 
     @property
     def global_batch(self) -> int:

@@ -23,8 +23,8 @@ from torch import nn
 
 from svfit_diffusion.adapters.components import collect_adapter, without_idle_layers
 from svfit_diffusion.files.adapter import WEIGHTS_NAME, Adapter, write_adapter
-from svfit_diffusion.files.metadata import AdapterMetadata, package_versions
 from svfit_diffusion.training.config import TrainingConfig
+from svfit_diffusion.training.metadata import adapter_metadata
 from svfit_diffusion.training.optimization import make_optimizer
 from svfit_diffusion.training.preparation import Preparation
 from svfit_diffusion.training.step import Stepper, StepRecord, StepSettings
@@ -167,18 +167,8 @@ class Trainer:
 
     def adapter(self) -> Adapter:
         """The adapter as learned so far, without the layers of which the budget kept nothing."""
-        config, models = self.config, self.subject.models
-        metadata = AdapterMetadata(
-            base_model=config.pretrained_model_name_or_path,
-            base_revision=config.revision or "",
-            fingerprints=self.subject.fingerprints,
-            rank=dict.fromkeys(models, config.rank),
-            target=dict.fromkeys(models, " ".join(config.target)),
-            instance_prompt=config.instance_prompt,
-            class_prompt=config.class_prompt or "",
-            training={**config.binding_settings(), "seed": self.seed},
-            versions=package_versions(),
-        )
+        models = self.subject.models
+        metadata = adapter_metadata(self.config, self.subject.fingerprints, self.seed)
         with self._preparation.preview.averaged():
             whole = collect_adapter(models, ADAPTER_NAME, metadata)
         if self.pruner is None:
