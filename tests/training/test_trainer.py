@@ -29,8 +29,8 @@ from svfit_diffusion.files.adapter import read_adapter
 from svfit_diffusion.training.budget import largest, live_entries
 from svfit_diffusion.training.class_images import generate_class_images
 from svfit_diffusion.training.config import TrainingConfig
+from svfit_diffusion.training.folders import image_files
 from svfit_diffusion.training.objective import Objective
-from svfit_diffusion.training.photos import image_files
 from svfit_diffusion.training.state import find_checkpoint, resume, save_checkpoint
 from svfit_diffusion.training.trainer import Trainer
 
