@@ -70,8 +70,9 @@ class Diffusion(NoiseProcess):
         if self.snr_gamma is None:
             return errors
         snr = compute_snr(self.scheduler, time)
-        # Weights of the x₀ loss, expressed for the quantity predicted: min(SNR, γ) / SNR for ε,
-        # which is 1 where a schedule with zero terminal SNR ends, and not 0 / 0.
-        if not self._is_velocity:
-            return errors * (self.snr_gamma / snr).clamp(max=1)
-        return errors * snr.clamp(max=self.snr_gamma) / (snr + 1)
+        # Weights of the x₀ loss, expressed for the quantity predicted.
+        if self._is_velocity:
+            return errors * snr.clamp(max=self.snr_gamma) / (snr + 1)
+        # 1 where a schedule with zero terminal SNR ends, and not 0 / 0.
+        snr = snr.where(snr > 0, self.snr_gamma)
+        return errors * snr.clamp(max=self.snr_gamma) / snr
