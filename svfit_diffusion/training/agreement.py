@@ -11,6 +11,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from svfit_diffusion.errors import ConfigError
 
+_LEAST_RATE = 1e-3
 _PRODIGY_RATES = (0.1, 10.0)  # a factor on the rate that it finds
 
 
@@ -40,6 +41,16 @@ def check_together(settings: Mapping[str, Any]) -> None:
             validate_repo_id(settings["hub_model_id"])
         except HFValidationError as error:
             raise ConfigError(f"hub_model_id is no name of a repository: {error}") from None
+
+
+def rate_advice(optimizer: str, rate: float) -> str:
+    """What to say of a learning rate that is allowed and unlikely to be meant; often nothing."""
+    if optimizer != "prodigy" and rate < _LEAST_RATE:
+        return (
+            f"learning_rate {rate:g} is one for a LoRA; singular values learn next to nothing from "
+            f"it, and want about 0.05"
+        )
+    return ""
 
 
 def _check_prodigy(rate: float, text_encoder_rate: float | None, scale: bool) -> None:

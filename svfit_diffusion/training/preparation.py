@@ -20,6 +20,7 @@ from svfit_diffusion.families import family_of
 from svfit_diffusion.files.scratch import Scratch
 from svfit_diffusion.training import checks
 from svfit_diffusion.training.accelerators import make_accelerator
+from svfit_diffusion.training.agreement import rate_advice
 from svfit_diffusion.training.base import load_base
 from svfit_diffusion.training.budget import Pruner
 from svfit_diffusion.training.class_images import (
@@ -82,6 +83,8 @@ class Preparation:
         self.accelerator = accelerator or make_accelerator(config)
         self._show_progress = show_progress and self.accelerator.is_local_main_process
         self._say(str(found))
+        if advice := rate_advice(config.optimizer, config.learning_rate):
+            self._say(f"Note: {advice}")
         self.seed = self._shared_seed()
         with self._timed("loading"):
             if pipe is None:

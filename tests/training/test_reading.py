@@ -28,7 +28,7 @@ def half_bright(mode: str, size: tuple[int, int] = (32, 16)) -> Image.Image:
 
 def values(image: Image.Image) -> list[int]:
     """The grey levels of an RGB picture that is grey, row by row."""
-    red, green, blue = (list(band.get_flattened_data()) for band in image.split())
+    red, green, blue = (list(band.tobytes()) for band in image.split())
     assert red == green == blue
     return red
 

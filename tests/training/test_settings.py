@@ -17,6 +17,7 @@ from svfit_diffusion.errors import ConfigError
 from svfit_diffusion.families import NoiseSettings
 from svfit_diffusion.families.diffusion import Diffusion
 from svfit_diffusion.training import Trainer, TrainingConfig, machine, preparation
+from svfit_diffusion.training.agreement import rate_advice
 from svfit_diffusion.training.arguments import parse_args
 from svfit_diffusion.training.optimization import OptimizerSettings, make_optimizer
 
@@ -111,6 +112,13 @@ def test_what_the_machine_lacks_is_said_before_the_model_loads(
     Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
     with pytest.raises(ConfigError, match=message):
         Trainer(TrainingConfig("base", str(tmp_path), "a dog", **changes), show_progress=False)
+
+
+def test_a_rate_for_a_lora_is_spoken_of() -> None:
+    assert "about 0.05" in rate_advice("AdamW", 1e-4)
+    assert "about 0.05" in rate_advice("adafactor", 1e-4)
+    assert not rate_advice("AdamW", TrainingConfig.learning_rate)
+    assert not rate_advice("prodigy", 1.0)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
