@@ -26,6 +26,8 @@ def main() -> None:
         train(parse_args(description=__doc__ or ""))
     except (SVFitError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:  # the second, or before there is anything to keep
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ def adapter_bytes(config: TrainingConfig, layers: PlannedLayers) -> int:
         component: {path: torch.zeros(PROBES) for path in own} for component, own in deltas.items()
     }
     seed = _ANY_SEED if config.seed is None else config.seed
-    metadata = adapter_metadata(config, dict.fromkeys(layers, _DIGEST), seed)
+    digests = dict.fromkeys(layers, _DIGEST)
+    metadata = adapter_metadata(config, digests, seed, config.instance_prompt)
     adapter = Adapter(deltas, metadata, sketches)
     return len(safetensors.torch.save(state_dict(adapter), metadata.to_header()))
 

@@ -9,7 +9,7 @@ from svfit_diffusion.training.config import TrainingConfig
 
 
 def adapter_metadata(
-    config: TrainingConfig, fingerprints: Mapping[str, str], seed: int
+    config: TrainingConfig, fingerprints: Mapping[str, str], seed: int, instance_prompt: str
 ) -> AdapterMetadata:
     """The metadata of an adapter.
 
@@ -17,6 +17,7 @@ def adapter_metadata(
         config: settings of its training.
         fingerprints: of the base's weights under its layers, per component.
         seed: of the run.
+        instance_prompt: of the photos.
     """
     return AdapterMetadata(
         base_model=config.pretrained_model_name_or_path,
@@ -24,7 +25,7 @@ def adapter_metadata(
         fingerprints=dict(fingerprints),
         rank=dict.fromkeys(fingerprints, config.rank),
         target=dict.fromkeys(fingerprints, " ".join(config.target)),
-        instance_prompt=config.instance_prompt,
+        instance_prompt=instance_prompt,
         class_prompt=config.class_prompt or "",
         training={**config.binding_settings(), "seed": seed},
         versions=package_versions(),
