@@ -67,6 +67,13 @@ def test_settings_come_back_as_they_were(words: list[str], tmp_path: Path) -> No
     assert parse_args(["--config", str(file)]) == config
 
 
+def test_the_sample_adapter_brings_its_settings() -> None:
+    file = Path(__file__).parents[2] / "samples" / "adapters" / "blue_car" / SETTINGS_NAME
+    config = parse_args(["--config", str(file), "--output_dir=outputs/car"])
+    assert config.instance_data_dir == "samples/subjects/blue_car"
+    assert config.num_class_images == 48
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
