@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,6 @@ from svfit_diffusion import AdapterNameError, ConfigError, StateError
 from svfit_diffusion.adapters.components import models_of
 from svfit_diffusion.adapters.injection import Injection
 from svfit_diffusion.adapters.loading import put_adapter
-from svfit_diffusion.adapters.pipeline_methods import PIPELINE_METHODS
 from svfit_diffusion.files.adapter import (
     WEIGHTS_NAME,
     Adapter,
@@ -42,14 +42,16 @@ from svfit_diffusion.files.adapter import (
     write_adapter,
 )
 from svfit_diffusion.files.metadata import AdapterMetadata
+from svfit_diffusion.pipeline_methods import METHODS
 
 
 def test_every_pipeline_has_every_method() -> None:
-    names = {method.__name__ for method in PIPELINE_METHODS}
+    names = {name for own in METHODS.values() for name in own}
     assert len(names) == 12
-    for method in PIPELINE_METHODS:
-        assert getattr(DiffusionPipeline, method.__name__) is method
-        assert callable(getattr(StableDiffusionInpaintPipeline, method.__name__))
+    for module, own in METHODS.items():
+        for name in own:
+            assert getattr(DiffusionPipeline, name) is getattr(import_module(module), name)
+            assert callable(getattr(StableDiffusionInpaintPipeline, name))
 
 
 def test_names_and_activity(tiny_pipe: Any) -> None:
