@@ -3,8 +3,6 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Threads that wait by spinning slow a busy machine a hundred times.
-export OMP_WAIT_POLICY ?= PASSIVE
 
 # The demo's subject: a folder of photos, and what is in them.
 SUBJECT ?= samples/subjects/blue_car

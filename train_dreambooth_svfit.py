@@ -9,11 +9,7 @@ accelerate launch train_dreambooth_svfit.py \
 
 from __future__ import annotations
 
-import os
 import sys
-
-# Before torch is imported: threads that wait by spinning slow a busy machine a hundred times.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from svfit_diffusion.errors import SVFitError
 from svfit_diffusion.training.arguments import parse_args

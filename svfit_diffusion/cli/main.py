@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Annotated
-
-# Before torch is imported: threads that wait by spinning slow a busy machine a hundred times.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import typer
 
