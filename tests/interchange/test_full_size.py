@@ -19,23 +19,9 @@ from diffusers import (
     ZImageTransformer2DModel,
 )
 
+from benchmarks.architectures import sdxl_unet
 from svfit_diffusion.adapters.targets import attention_layers, shiftable_layers
 from svfit_diffusion.interchange.layouts import Base, filled, kohya_tensors
-
-
-def sdxl() -> Any:
-    return UNet2DConditionModel(
-        block_out_channels=(320, 640, 1280),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 10),
-        attention_head_dim=(5, 10, 20),
-        cross_attention_dim=2048,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=2816,
-        use_linear_projection=True,
-    )
 
 
 def flux() -> Any:
@@ -57,7 +43,7 @@ def own_name(name: str) -> str:
 @pytest.mark.parametrize(
     ("make", "pipeline", "layers_of"),
     [
-        (sdxl, StableDiffusionXLPipeline, shiftable_layers),
+        (sdxl_unet, StableDiffusionXLPipeline, shiftable_layers),
         (flux, FluxPipeline, attention_layers),
         (klein, Flux2KleinPipeline, attention_layers),
         (ZImageTransformer2DModel, ZImagePipeline, attention_layers),

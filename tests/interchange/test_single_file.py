@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from benchmarks.architectures import sdxl_unet
 from svfit_diffusion import SVFitConfig
 from svfit_diffusion.adapters.components import models_of
 from svfit_diffusion.errors import BaseMismatchError, InterchangeError
@@ -78,21 +79,9 @@ def sd2() -> Any:
 
 
 def sdxl() -> Any:
-    unet = UNet2DConditionModel(
-        block_out_channels=(320, 640, 1280),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 10),
-        attention_head_dim=(5, 10, 20),
-        cross_attention_dim=2048,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=2816,
-        use_linear_projection=True,
-    )
     encoder_2 = clip(1280, 32, "gelu", CLIPTextModelWithProjection)
     return SimpleNamespace(
-        unet=unet,
+        unet=sdxl_unet(),
         vae=vae(),
         text_encoder=clip(768, 12, "quick_gelu"),
         text_encoder_2=encoder_2,
