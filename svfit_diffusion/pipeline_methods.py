@@ -7,6 +7,8 @@ from importlib import import_module
 from types import MethodType
 from typing import Any
 
+from svfit_diffusion.calls import watch_calls
+
 PIPELINES = "diffusers.pipelines.pipeline_utils"
 """The module of all pipelines' base class."""
 
@@ -32,8 +34,9 @@ METHODS = {
 
 
 def add_pipeline_methods() -> None:
-    """Give every pipeline these methods; `PIPELINES` is imported."""
+    """Give every pipeline these methods, and note its calls; `PIPELINES` is imported."""
     pipeline = sys.modules[PIPELINES].DiffusionPipeline
+    watch_calls(pipeline)
     for module, names in METHODS.items():
         for name in names:
             setattr(pipeline, name, _Method(module, name))

@@ -10,7 +10,7 @@ import torch
 from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
 from torch import Tensor, nn
 
-from svfit_diffusion.adapters.drawing import refuse_while_drawing
+from svfit_diffusion.adapters.drawing import nobody_draws
 from svfit_diffusion.adapters.layers import Shiftable, ShiftedLayer
 from svfit_diffusion.adapters.live import LiveProjection
 from svfit_diffusion.adapters.mixing import Mix, RowProjection
@@ -239,10 +239,10 @@ def make(changes: Sequence[Change]) -> None:
     Raises:
         StateError: another thread is drawing with one of them; nothing is changed.
     """
-    refuse_while_drawing([change.applied.model for change in changes])
-    commit(
-        [exchange for change in changes for exchange in change.exchanges],
-        [pair for change in changes for pair in change.fused],
-    )
-    for change in changes:
-        change.applied.finish(change)
+    with nobody_draws([change.applied.model for change in changes]):
+        commit(
+            [exchange for change in changes for exchange in change.exchanges],
+            [pair for change in changes for pair in change.fused],
+        )
+        for change in changes:
+            change.applied.finish(change)

@@ -56,7 +56,9 @@ def load_svfit_weights(
     A set adapter is weights: while it acts, the layers hold `W'` in place of their own weights, so
     that LoRAs, IP-Adapters, other attention processors, offloading and `torch.compile` see nothing
     else, and `save_pretrained` saves a merged model. One thread may change adapters while no other
-    draws with the same models; a change in the midst of another thread's drawing is refused.
+    draws with the same models: a change in the midst of another thread's call of a pipeline is
+    refused, and a call that would begin during a change waits for it. Loops of your own that call
+    the models themselves need a lock of your own.
 
     Args:
         pipe: the pipeline.

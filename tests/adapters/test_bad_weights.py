@@ -160,7 +160,7 @@ POINTS = [
     "svfit_diffusion.adapters.layers:shifted_weight",
     "svfit_diffusion.adapters.applied:Applied.see",
     "svfit_diffusion.adapters.applied:exchange_for",
-    "svfit_diffusion.adapters.applied:refuse_while_drawing",
+    "svfit_diffusion.adapters.applied:nobody_draws",
     "svfit_diffusion.adapters.applied:commit",
     "svfit_diffusion.adapters.applied:Applied.finish",
     "svfit_diffusion.adapters.weights:give_back",

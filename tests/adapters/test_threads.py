@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from merged import CHANGES, CLOSE, check_switching, load, tiny_pictures
-from tiny import make_tiny_pipeline, run_pipeline, run_unet
+from tiny import make_tiny_pipeline, run_pipeline
 from torch import Tensor
 
 from svfit_diffusion import StateError
+from svfit_diffusion.adapters.applied import Applied
 
 SECONDS = 30
 """More than any of this takes."""
@@ -79,26 +82,85 @@ def test_another_pipeline_is_not_concerned() -> None:
     torch.testing.assert_close(pictures[0], tiny_pictures().adapted, **CLOSE)
 
 
-def test_a_call_of_the_model_alone_counts_as_drawing() -> None:
+def test_a_picture_that_would_begin_during_a_change_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = load(make_tiny_pipeline())
-    started, go_on = threading.Event(), threading.Event()
+    entered = threading.Event()
+    finish = Applied.finish
+    threads: list[threading.Thread] = []
+    pictures: list[Tensor] = []
 
-    def wait(*_: Any) -> None:
-        started.set()
-        go_on.wait(SECONDS)
+    def draw() -> None:
+        entered.set()
+        pictures.append(run_pipeline(pipe))
 
-    handle = pipe.unet.conv_in.register_forward_pre_hook(wait)
-    thread = threading.Thread(target=run_unet, args=(pipe.unet,))
+    def slow(applied: Applied, change: Any) -> None:
+        if not threads:
+            threads.append(threading.Thread(target=draw))
+            threads[0].start()
+            assert entered.wait(SECONDS)
+            threads[0].join(0.5)
+            assert not pictures
+            assert threads[0].is_alive()
+        finish(applied, change)
+
+    monkeypatch.setattr(Applied, "finish", slow)
+    pipe.disable_svfit()
+    threads[0].join(SECONDS)
+    assert torch.equal(pictures[0], tiny_pictures().base)
+
+
+def test_a_call_that_failed_is_over() -> None:
+    pipe = load(make_tiny_pipeline())
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no more")
+
+    def draw() -> None:
+        with pytest.raises(RuntimeError, match="no more"):
+            run_pipeline(pipe, callback_on_step_end=fail)
+
+    thread = threading.Thread(target=draw)
     thread.start()
-    try:
-        assert started.wait(SECONDS)
-        with pytest.raises(StateError, match="another thread is drawing"):
-            pipe.disable_svfit()
-    finally:
-        go_on.set()
-        thread.join(SECONDS)
-    handle.remove()
+    thread.join(SECONDS)
     check_switching(pipe, tiny_pictures())
+
+
+def test_a_class_of_ones_own_that_calls_its_parent_twice() -> None:
+    between, go_on = threading.Event(), threading.Event()
+
+    class Own(StableDiffusionPipeline):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            """Mine."""
+            super().__call__(*args, **kwargs)
+            between.set()
+            go_on.wait(SECONDS)
+            return super().__call__(*args, **kwargs)
+
+    pipe = load(Own(**make_tiny_pipeline().components))
+    assert pipe.__call__.__doc__ == "Mine."
+    thread = threading.Thread(target=run_pipeline, args=(pipe,))
+    thread.start()
+    assert between.wait(SECONDS)
+    with pytest.raises(StateError, match="another thread is drawing"):
+        pipe.disable_svfit()
+    go_on.set()
+    thread.join(SECONDS)
+    pipe.disable_svfit()
+
+
+def test_the_signature_of_a_call_is_the_pipelines_own() -> None:
+    drawing = inspect.signature(make_tiny_pipeline().__call__).parameters
+    assert {"prompt", "guidance_scale", "num_inference_steps"} <= set(drawing)
+
+
+def test_other_calls_are_not_held_up_by_one() -> None:
+    """Two threads draw at the same time: neither waits for the other's end."""
+    pipe, other = load(make_tiny_pipeline()), make_tiny_pipeline()
+    with drawing(pipe):
+        thread = threading.Thread(target=run_pipeline, args=(other,))
+        thread.start()
+        thread.join(SECONDS)
+        assert not thread.is_alive()
 
 
 def test_the_mix_of_one_thread_is_not_drawn_by_another() -> None:
