@@ -18,7 +18,7 @@ from .judges import fit_judges
 from .pool import draw_pool, load_pool, save_pool
 from .subjects import build_subjects
 from .unet import train_unet
-from .vae import TOYBOX_VAE, encode_pool, train_vae
+from .vae import encode_pool, train_vae
 
 STAGES = ("pool", "vae", "latents", "unet", "export", "judges", "evaluate", "subjects")
 
@@ -73,8 +73,7 @@ def main() -> None:
             )
             save_pool(pool, folder / "pool")
         if "vae" in stages and not (work / "vae").exists():
-            pool = load_pool(folder / "pool")
-            train_vae(pool, work, options.vae_minutes, device, options.seed, TOYBOX_VAE)
+            train_vae(load_pool(folder / "pool"), work, options.vae_minutes, device, options.seed)
         if "latents" in stages and not (folder / "latents.pt").exists():
             encode_pool(load_pool(folder / "pool"), folder, device)
         if "unet" in stages:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +10,17 @@ import torch
 
 
 class TimeBudget:
-    """Counts training time against a budget, across interruptions.
+    """Counts training time against a budget, across interruptions."""
 
-    The clock may be that of the wall or, where others use the machine too, of the processor.
-    """
-
-    def __init__(
-        self,
-        minutes: float,
-        spent_seconds: float = 0.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, minutes: float, spent_seconds: float = 0.0) -> None:
         self._budget = minutes * 60
         self._before = spent_seconds
-        self._clock = clock
-        self._start = clock()
+        self._start = time.monotonic()
 
     @property
     def spent_seconds(self) -> float:
         """Training time so far, earlier runs included."""
-        return self._before + self._clock() - self._start
+        return self._before + time.monotonic() - self._start
 
     @property
     def progress(self) -> float:

@@ -108,6 +108,8 @@ def sample(
         generators = [
             torch.Generator().manual_seed(seed + start + index) for index in range(len(part))
         ]
+        if "true_cfg_scale" in settings:
+            settings = {**settings, "negative_prompt": [""] * len(part)}
         images.extend(pipeline(part, generator=generators, **settings).images)
     return images
 

@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from .files import replace_file
+from .flow_latents import LATENTS
 from .flow_model import FlowModel
 from .flow_world import part_folders
 from .pool import load_pool
 from .tokenizer import train_tokenizer
-from .vae import HELD_BACK, encode
+from .vae import HELD_BACK
 
 CAPTION_DROP = 0.1
 OBJECT_WEIGHT = 1.5
 """Extra loss weight of a latent that a thing covers wholly."""
-
-_LATENTS = "latents.npy"
-
-
-def encode_parts(work: Path, device: torch.device) -> None:
-    """Write the latents of every part that lacks them, scaled as the pipeline scales them."""
-    vae = AutoencoderKL.from_pretrained(work / "vae").to(device).eval()
-    vae = vae.to(memory_format=torch.channels_last)
-    for folder in part_folders(work):
-        if not (folder / _LATENTS).exists():
-            latents = encode(vae, load_pool(folder).images, device) * vae.config.scaling_factor
-            content = io.BytesIO()
-            np.save(content, latents.half().numpy())
-            replace_file(folder / _LATENTS, content.getvalue())
 
 
 def learn_tokenizer(work: Path) -> CLIPTokenizer:
@@ -78,9 +62,9 @@ class FlowExamples:
     @classmethod
     def load(cls, work: Path, model: FlowModel) -> FlowExamples:
         """Read the parts that have latents, and tokenise all captions, several per picture."""
-        folders = [part for part in part_folders(work) if (part / _LATENTS).exists()][::-1]
+        folders = [part for part in part_folders(work) if (part / LATENTS).exists()][::-1]
         pools = [load_pool(folder) for folder in folders]
-        latents = np.concatenate([np.load(folder / _LATENTS) for folder in folders])
+        latents = np.concatenate([np.load(folder / LATENTS) for folder in folders])
         texts = [texts for pool in pools for texts in pool.captions]
         tokens = model.tokenise([text for several in texts for text in several])
         pooled, sequence = (t.view(len(texts), len(texts[0]), -1) for t in tokens)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
 from PIL import Image
 
-from .export import GRID_PROMPTS, picture_grid, sample
+from .export import GRID_PROMPTS, picture_grid, sample, save_half
 from .flow_model import FlowModel
 from .flow_world import FLOW_SIZE
 from .tokenizer import MAX_LENGTH
@@ -23,7 +23,7 @@ FLOW_SAMPLING: dict[str, Any] = {
 }
 """How pictures are drawn once the guidance is distilled."""
 
-UNDISTILLED: dict[str, Any] = FLOW_SAMPLING | {"true_cfg_scale": 3.0, "negative_prompt": ""}
+UNDISTILLED: dict[str, Any] = FLOW_SAMPLING | {"true_cfg_scale": 3.0}
 """How they are drawn before."""
 
 FLOW_PROMPTS = (
@@ -48,12 +48,16 @@ def assemble_flow(model: FlowModel, vae: AutoencoderKL) -> FluxPipeline:
     )
 
 
-def look(model: FlowModel, work: Path, settings: dict[str, Any], seed: int = 7) -> Image.Image:
-    """The fixed prompts, five in a row, as the model draws them now."""
-    for module in model.modules.values():
-        module.eval()
-    pipeline = assemble_flow(model, AutoencoderKL.from_pretrained(work / "vae").eval())
-    if "negative_prompt" in settings:
-        settings = settings | {"negative_prompt": [""] * len(FLOW_PROMPTS)}
-    with torch.inference_mode():
-        return picture_grid(sample(pipeline, list(FLOW_PROMPTS), seed, settings), columns=5)
+def look(pipeline: FluxPipeline, settings: dict[str, Any], seed: int = 7) -> Image.Image:
+    """The fixed prompts, five in a row."""
+    return picture_grid(sample(pipeline, list(FLOW_PROMPTS), seed, settings), columns=5)
+
+
+def save_flow(pipeline: FluxPipeline, folder: Path) -> None:
+    """Write the pipeline in float16, for every version of transformers that is supported."""
+    save_half(pipeline, folder)
+    index = folder / "model_index.json"
+    parts = json.loads(index.read_text())
+    # Transformers 5 has another name for this class, which 4 does not know; it knows both.
+    parts["tokenizer_2"] = ["transformers", "PreTrainedTokenizerFast"]
+    index.write_text(json.dumps(parts, indent=2) + "\n")

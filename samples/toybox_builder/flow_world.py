@@ -36,6 +36,7 @@ PART = 2000
 """Pictures in one part of the pool."""
 
 _SEED = 21 * 100_000
+_JUDGED_SEED = 11 * 100_000
 
 
 def part_folders(work: Path) -> list[Path]:
@@ -60,3 +61,12 @@ def draw_flow_pool(
 def load_flow_pool(work: Path, parts: int) -> Pool:
     """The first parts, last one first, so that the pictures held back are always the same."""
     return join([load_pool(folder) for folder in part_folders(work)[:parts][::-1]])
+
+
+def draw_judged_pool(
+    work: Path, processes: int, recipe: Recipe = FLOW_RECIPE, count: int = 9000
+) -> Pool:
+    """Pictures that no training saw, for the judges to be fitted on."""
+    parts = range(-(-count // PART))
+    counts = {_JUDGED_SEED + part: min(PART, count - part * PART) for part in parts}
+    return join([pool for _, pool in draw_parts(work, FLOW_CONCEPTS, counts, processes, recipe)])

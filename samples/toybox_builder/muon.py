@@ -95,6 +95,8 @@ def split_optimizers(
     others: list[nn.Parameter] = []
     for module in modules:
         for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                continue
             is_matrix = parameter.ndim >= 2 and not re.search(outer, name)
             (matrices if is_matrix else others).append(parameter)
     muon = Muon(matrices, lr=muon_rate)

@@ -1,10 +1,8 @@
-"""Autoencoders: pictures to 16×16 latents of a few channels."""
+"""The autoencoder: 64×64 pictures to 16×16 latents of four channels."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,55 +25,32 @@ from .pool import Pool
 from .precision import autocast
 from .scenes import SIZE
 
+CROP_SHARE = 0.65
+"""Part of the time spent on small crops, where steps are cheap."""
+
 HELD_BACK = 1000
 """Pictures at the end of the pool that no training sees; they measure the result."""
 
+_CROP = SIZE // 2
+_BATCH_CROPS, _BATCH_WHOLE = 16, 8
 _KL_WEIGHT = 1e-4
 _PERCEPTUAL_WEIGHT = 0.1
 _MUON_RATE, _ADAM_RATE = 0.02, 2e-3
 _CHECKPOINT_SECONDS = 120
 
 
-@dataclass(frozen=True)
-class Design:
-    """An autoencoder and its training.
-
-    Attributes:
-        size: edge of the pictures, in pixels.
-        widths: of the levels; each after the first halves the picture.
-        channels: of the latents.
-        crop_share: part of the time spent on crops of half the edge, where steps are cheap.
-        halved_share: part of the steps that decode halved latents to halved pictures, which keeps
-            latents smooth and so easier to learn.
-        batches: pictures a step, of crops and of whole ones.
-        standard: gives every latent channel mean 0 and variance 1.
-    """
-
-    size: int
-    widths: tuple[int, ...]
-    channels: int
-    crop_share: float
-    halved_share: float
-    batches: tuple[int, int]
-    standard: bool
-
-
-TOYBOX_VAE = Design(SIZE, (32, 64, 96), 4, 0.65, 0.0, (16, 8), standard=False)
-
-
-def new_vae(design: Design) -> AutoencoderKL:
+def new_vae() -> AutoencoderKL:
     """An untrained autoencoder of the Stable Diffusion kind, small enough for a CPU."""
-    levels = len(design.widths)
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=design.widths,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(32, 64, 96),
         layers_per_block=1,
-        latent_channels=design.channels,
+        latent_channels=4,
         norm_num_groups=16,
-        sample_size=design.size,
+        sample_size=SIZE,
         mid_block_add_attention=False,
     )
 
@@ -91,24 +66,15 @@ def _batch(pool: Pool, count: int, crop: bool, rng: np.random.Generator) -> np.n
     if rng.random() < 0.5:
         images = images[:, :, ::-1]
     if crop:
-        edge = images.shape[1] // 2
-        top, left = rng.integers(0, edge + 1, 2)
-        images = images[:, top : top + edge, left : left + edge]
+        top, left = rng.integers(0, SIZE - _CROP + 1, 2)
+        images = images[:, top : top + _CROP, left : left + _CROP]
     return images
 
 
-def train_vae(
-    pool: Pool,
-    work: Path,
-    minutes: float,
-    device: torch.device,
-    seed: int,
-    design: Design,
-    clock: Callable[[], float] = time.monotonic,
-) -> None:
-    """Train within a time budget by a clock, resuming where an earlier run stopped."""
+def train_vae(pool: Pool, work: Path, minutes: float, device: torch.device, seed: int) -> None:
+    """Train within a time budget, resuming where an earlier run stopped."""
     torch.manual_seed(seed)
-    vae = new_vae(design).to(device, memory_format=torch.channels_last).train()
+    vae = new_vae().to(device, memory_format=torch.channels_last).train()
     network = EfficientNetLite0().to(device)
     optimizers = split_optimizers([vae], _MUON_RATE, _ADAM_RATE)
     checkpoint = work / "vae.pt"
@@ -119,7 +85,7 @@ def train_vae(
             optimizer.load_state_dict(values)
         step, spent = state["step"], state["spent"]
     rng = np.random.default_rng([seed, step])
-    budget = TimeBudget(minutes, spent, clock)
+    budget = TimeBudget(minutes, spent)
     saved = time.monotonic()
 
     def save() -> None:
@@ -137,15 +103,12 @@ def train_vae(
         for optimizer in optimizers:
             set_learning_rate(optimizer, learning_rate_factor(progress))
             optimizer.zero_grad(set_to_none=True)
-        crop = progress < design.crop_share
-        batch = _batch(pool, design.batches[0 if crop else 1], crop, rng)
+        crop = progress < CROP_SHARE
+        batch = _batch(pool, _BATCH_CROPS if crop else _BATCH_WHOLE, crop, rng)
         images = to_tensor(batch).to(device)
         with autocast(device):
             posterior = vae.encode(images).latent_dist
-            latents = posterior.sample()
-            if crop and rng.random() < design.halved_share:
-                latents, images = F.avg_pool2d(latents, 2), F.avg_pool2d(images, 2)
-            output = vae.decode(latents).sample
+            output = vae.decode(posterior.sample()).sample
             perceptual = images.new_zeros(())
             if not crop:
                 perceptual = perceptual_distance(network, output, images)
@@ -168,9 +131,7 @@ def train_vae(
             saved = time.monotonic()
     save()
     vae.eval()
-    if design.standard:
-        standardise(vae, encode(vae, pool.images[-HELD_BACK:], device).float())
-    vae.register_to_config(scaling_factor=_scaling_factor(vae, pool, device), shift_factor=0.0)
+    vae.register_to_config(scaling_factor=_scaling_factor(vae, pool, device))
     vae.save_pretrained(work / "vae.new")
     replace_folder(work / "vae.new", work / "vae")
     print(f"vae: {step} steps, PSNR {psnr(vae, pool, device):.2f} dB", flush=True)
@@ -178,7 +139,7 @@ def train_vae(
 
 @torch.inference_mode()
 def encode(vae: AutoencoderKL, images: np.ndarray, device: torch.device) -> Tensor:
-    """Means of the posteriors, unscaled, as (N, channels, 16, 16)."""
+    """Means of the posteriors, unscaled, as (N, 4, 16, 16)."""
     parts = []
     for start in range(0, len(images), 32):
         batch = to_tensor(images[start : start + 32]).to(device)
@@ -188,23 +149,6 @@ def encode(vae: AutoencoderKL, images: np.ndarray, device: torch.device) -> Tens
         if start % 12800 == 0:
             print(f"latents: {start}/{len(images)}", flush=True)
     return torch.cat(parts)
-
-
-@torch.no_grad()
-def standardise(vae: AutoencoderKL, latents: Tensor) -> None:
-    """Give every channel mean 0 and variance 1, judged by some latents, and leave all pictures.
-
-    The 1×1 convolutions at either side of the latents take the change up exactly.
-    """
-    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
-    into, out_of = vae.quant_conv, vae.post_quant_conv
-    count = len(mean)
-    out_of.bias += out_of.weight[:, :, 0, 0] @ mean
-    out_of.weight *= std[None, :, None, None]
-    into.bias[:count] -= mean
-    into.weight[:count] /= std[:, None, None, None]
-    into.bias[:count] /= std
-    into.bias[count:] -= 2 * std.log()
 
 
 def _scaling_factor(vae: AutoencoderKL, pool: Pool, device: torch.device) -> float:
