@@ -31,17 +31,9 @@ from .pool import Recipe
 from .tokenizer import sequence_tokenizer
 from .training import Schedule
 
-STAGES = (
-    "pool",
-    "latents",
-    "vae",
-    "train",
-    "distill",
-    "samples",
-    "export",
-    "judges",
-    "evaluate",
-)
+STAGES = ("pool", "latents", "vae", "train", "distill", "export", "judges", "evaluate")
+"""In the order in which they need each other; the stage `samples` can follow any after the vae."""
+
 _VAE_PARTS = 6
 _FLOW, _DISTILLED = "flow.pt", "distilled.pt"
 _SCHEDULES = {"vae": "vae", "train": "schedule", "distill": "distillation"}
@@ -140,7 +132,7 @@ def run_stage(stage: str, work: Path, plan: Plan, device: torch.device, threads:
         look(pipeline, settings).save(work / f"grid_{steps:06d}.png")
     elif stage == "export":
         save_flow(_learned(work, plan)[0], work / _EXPORTED)
-    elif stage == "judges":
+    elif stage == "judges" and not (work / _JUDGES / "judges.json").exists():
         judged = draw_judged_pool(work, threads, plan.recipe, plan.judged)
         vae = AutoencoderKL.from_pretrained(work / "vae").eval()
         judges = fit_judges(judged, vae, learn_tokenizer(work), plan.seed)
@@ -155,7 +147,7 @@ def main() -> None:
     plan = Plan()
     parser = argparse.ArgumentParser(description="Build Toybox-Flow from nothing.")
     parser.add_argument("--work", type=Path, required=True, help="folder for all intermediates")
-    parser.add_argument("--stage", choices=STAGES, required=True)
+    parser.add_argument("--stage", choices=(*STAGES, "samples", "all"), required=True)
     parser.add_argument("--parts", type=int, default=plan.parts, help="of 2000 pictures each")
     parser.add_argument("--steps", type=int, help="of the training that the stage is, in all")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -164,10 +156,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     plan = replace(plan, parts=options.parts)
     if options.steps is not None:
+        if options.stage not in _SCHEDULES:
+            parser.error(f"--steps is for one of the stages {', '.join(_SCHEDULES)}")
         name = _SCHEDULES[options.stage]
         plan = replace(plan, **{name: replace(getattr(plan, name), steps=options.steps)})
     device = torch.device(options.device)
-    run_stage(options.stage, options.work, plan, device, options.threads)
+    for stage in STAGES if options.stage == "all" else (options.stage,):
+        run_stage(stage, options.work, plan, device, options.threads)
 
 
 if __name__ == "__main__":

@@ -117,5 +117,5 @@ def train_flow(
         ]
         return f"{examples.count} pictures, validation loss {sum(losses) / len(losses):.4f}"
 
-    training.run(loss, report, until)
+    training.run(loss, report, device, until)
     return training

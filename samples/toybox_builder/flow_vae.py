@@ -201,7 +201,7 @@ def train_flow_vae(
         features = training.progress < FEATURE_SHARE
         return lessons.loss(vae, schedule.batch_size, features, generator)
 
-    training.run(loss, lambda: lessons.report(vae))
+    training.run(loss, lambda: lessons.report(vae), device)
     training.average.swap()
     vae.eval().save_pretrained(work / "vae.new")
     replace_folder(work / "vae.new", work / "vae")

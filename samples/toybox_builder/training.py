@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .average import Average
 from .budget import learning_rate_factor, load_checkpoint, save_checkpoint, set_learning_rate
 from .muon import OUTER, split_optimizers
+from .precision import autocast
 
 _LOG_STEPS = 25
 
@@ -80,6 +81,7 @@ class Training:
         self,
         loss: Callable[[torch.Generator], Tensor],
         report: Callable[[], str],
+        device: torch.device,
         until: int | None = None,
     ) -> None:
         """Train to the end of the schedule, or to some step, from where the checkpoint stood.
@@ -87,6 +89,7 @@ class Training:
         Args:
             loss: of a batch drawn with a generator.
             report: figures of the averaged weights, printed with every checkpoint.
+            device: what the losses are computed on, in half precision where that pays.
             until: step to stop at.
         """
         name, end = self._checkpoint.stem, until or self.schedule.steps
@@ -98,7 +101,9 @@ class Training:
         while self.step < end:
             # Every step has its own numbers, so that a resumed run equals one without a stop.
             generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.step)
-            running += self._learn(loss(generator)) / _LOG_STEPS
+            with autocast(device):
+                error = loss(generator)
+            running += self._learn(error) / _LOG_STEPS
             if self.step % _LOG_STEPS == 0:
                 speed = _LOG_STEPS * self.schedule.batch_size / (time.monotonic() - logged)
                 print(f"{name}: step {self.step}, loss {running:.4f}, {speed:.1f}/s", flush=True)

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, FluxPipeline
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
-from samples.toybox_builder import flow_data, flow_train, flow_vae, flow_world, pool, vae
+from samples.toybox_builder import flow, flow_data, flow_train, flow_vae, flow_world, pool, vae
 from samples.toybox_builder.concepts import CORE_CONCEPTS, Concept, Sprite
 from samples.toybox_builder.flow import Plan, new_model, run_stage
 from samples.toybox_builder.flow_distill import Distillation, guided
@@ -224,8 +224,11 @@ def test_guidance_extrapolates() -> None:
     assert guided(with_prompt, without, scales)[:, 0, 0].tolist() == [2.0, 4.0]
 
 
-def test_stages_to_the_end(work: Path) -> None:
+def test_stages_to_the_end(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Distilled, exported, looked at, and read again by diffusers as a user would."""
+    for name in ("FLOW_SAMPLING", "UNDISTILLED"):
+        quick = getattr(flow, name) | {"num_inference_steps": 1}
+        monkeypatch.setattr(flow, name, quick)
     for stage in ("train", "samples", "distill", "samples", "export"):
         _run(stage, work)
     assert (work / f"grid_{PLAN.schedule.steps:06d}.png").exists()
