@@ -37,7 +37,7 @@ class Schedule:
     muon_rate: float = 0.02
     adam_rate: float = 1.5e-3
     decay_start: float = 0.6
-    checkpoint_minutes: float = 5.0
+    checkpoint_minutes: float = 8.0
     average_decay: float = 0.998
 
 
@@ -96,21 +96,25 @@ class Training:
         for module in self._modules:
             module.train()
         print(f"{name}: from step {self.step} to {end}", flush=True)
-        saved = logged = time.monotonic()
-        running = 0.0
+        saved = time.monotonic()
+        losses: list[float] = []
+        spent = 0.0
         while self.step < end:
             # Every step has its own numbers, so that a resumed run equals one without a stop.
             generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.step)
+            begun = time.monotonic()
             with autocast(device):
                 error = loss(generator)
-            running += self._learn(error) / _LOG_STEPS
+            losses.append(self._learn(error))
+            spent += time.monotonic() - begun
             if self.step % _LOG_STEPS == 0:
-                speed = _LOG_STEPS * self.schedule.batch_size / (time.monotonic() - logged)
-                print(f"{name}: step {self.step}, loss {running:.4f}, {speed:.1f}/s", flush=True)
-                running, logged = 0.0, time.monotonic()
+                mean = sum(losses) / len(losses)
+                speed = len(losses) * self.schedule.batch_size / spent
+                print(f"{name}: step {self.step}, loss {mean:.4f}, {speed:.1f}/s", flush=True)
+                losses, spent = [], 0.0
             if time.monotonic() - saved > self.schedule.checkpoint_minutes * 60:
                 self._save(report)
-                saved = logged = time.monotonic()
+                saved = time.monotonic()
         self._save(report)
 
     def _learn(self, loss: Tensor) -> float:
