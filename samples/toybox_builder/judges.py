@@ -29,6 +29,7 @@ from .vae import to_tensor
 _GRIDS = ((1, 4), (2, 4), (4, 3))
 """Stages of the network whose maps are kept, each on a coarse grid of cells."""
 
+_SEEN_SIZE = 128
 _BATCH = 100
 _PROBE_EPOCHS = 60
 _CONTRASTIVE_STEPS = 1500
@@ -44,11 +45,11 @@ class Sight:
 
     @torch.inference_mode()
     def blocks(self, images: np.ndarray) -> list[Tensor]:
-        """Features `(n, width)` of 8-bit pictures `(n, 64, 64, 3)`, by stage of the network."""
+        """Features `(n, width)` of 8-bit pictures `(n, size, size, 3)`, by stage of the network."""
         parts: list[list[Tensor]] = []
         for start in range(0, len(images), _BATCH):
-            # Enlarged twice for the network's receptive fields.
-            pixels = F.interpolate(to_tensor(images[start : start + _BATCH]), scale_factor=2.0)
+            # Small ones are enlarged for the network's receptive fields.
+            pixels = F.interpolate(to_tensor(images[start : start + _BATCH]), size=_SEEN_SIZE)
             maps, pooled = self._network.stages_and_pooled(pixels)
             cells = [F.adaptive_avg_pool2d(maps[stage], grid).flatten(1) for stage, grid in _GRIDS]
             parts.append([*cells, pooled])
@@ -105,7 +106,7 @@ class Judges:
     tokenizer: CLIPTokenizer
 
     def features(self, images: np.ndarray) -> Tensor:
-        """Scaled features `(n, width)` of 8-bit pictures `(n, 64, 64, 3)`, for all judges."""
+        """Scaled features `(n, width)` of 8-bit pictures `(n, size, size, 3)`, for all judges."""
         return (torch.cat(self.sight.blocks(images), dim=1) - self.mean) * self.scale
 
     @torch.inference_mode()
