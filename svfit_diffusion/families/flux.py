@@ -76,8 +76,13 @@ class Flux(FluxTokens):
         return bool(self.model.config.guidance_embeds)
 
     @property
+    def native_size(self) -> int:
+        # The pipeline's own default is 1024 pixels, whatever the base.
+        return int(self.pipe.vae.config.sample_size)
+
+    @property
     def _text_tokens(self) -> int:
-        """T5's tokens of a prompt, padding included: the pipeline's number, where T5 takes so many."""
+        """T5's tokens of a prompt, padding included: the pipeline's, where T5 takes so many."""
         return min(_TEXT_TOKENS, int(self.pipe.tokenizer_2.model_max_length))
 
     @property
