@@ -131,7 +131,7 @@ class Bench:
         models: Models = {
             name: copy.deepcopy(getattr(self._pipe, name)).requires_grad_(False) for name in names
         }
-        return type(self._pipe).from_pipe(self._pipe, **models), models
+        return type(self._pipe).from_pipe(self._pipe, torch_dtype=None, **models), models
 
     def _adapt(self, models: Models, method: str) -> Adapted:
         torch.manual_seed(0)  # PEFT draws its starting values
