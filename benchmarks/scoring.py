@@ -77,7 +77,7 @@ class Scorer:
         self._photos = extractor.see(subject.photos()).features
         self._texts = extractor.read([prompt.plain for prompt in self.prompts])
         self._truth: Tensor | None = None
-        if subject.sprite is not None:
+        if subject.sprites:
             truth = subject.true_images(self._context_prompts, _TRUE_ROUNDS, seed=0)
             self._truth = extractor.see(truth).features.unflatten(0, (_TRUE_ROUNDS, -1))
 

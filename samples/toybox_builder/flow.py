@@ -17,6 +17,7 @@ from .flow_distill import FROZEN, Distillation
 from .flow_export import FLOW_SAMPLING, UNDISTILLED, assemble_flow, look, save_flow
 from .flow_latents import TEACHER, encode_parts
 from .flow_model import FlowModel, Shape
+from .flow_subjects import FLOW_LOOK, FLOW_SUBJECTS
 from .flow_train import flow_loss, load_learned, train_flow
 from .flow_vae import train_flow_vae
 from .flow_world import (
@@ -28,10 +29,11 @@ from .flow_world import (
 )
 from .judges import fit_judges
 from .pool import Recipe
+from .subjects import build_subjects
 from .tokenizer import sequence_tokenizer
 from .training import Schedule
 
-STAGES = ("pool", "latents", "vae", "train", "distill", "export", "judges", "evaluate")
+STAGES = ("pool", "latents", "vae", "train", "distill", "export", "judges", "evaluate", "subjects")
 """In the order in which they need each other; the stage `samples` can follow any after the vae."""
 
 _VAE_PARTS = 6
@@ -140,6 +142,8 @@ def run_stage(stage: str, work: Path, plan: Plan, device: torch.device, threads:
     elif stage == "evaluate":
         settings = FLOW_SAMPLING if (work / _DISTILLED).exists() else UNDISTILLED
         write_metrics(load_flow_pool(work, 1), work / _EXPORTED, work / _JUDGES, settings)
+    elif stage == "subjects":
+        build_subjects(work / "npm", work / "flow_subjects", FLOW_SUBJECTS, FLOW_LOOK)
 
 
 def main() -> None:

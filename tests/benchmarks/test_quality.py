@@ -49,7 +49,7 @@ def subject(tmp_path: Path) -> Subject:
             Prompt("context", "a photo of sks square in the snow"),
             Prompt("style", "a flat drawing of sks square"),
         ),
-        None,
+        (),
     )
 
 
@@ -189,7 +189,7 @@ def scorer_of(subject: Subject) -> Scorer:
         for p, scene in zip(subject.prompts, ("beach", "snow", ""), strict=True)
     )
     return Scorer(
-        Subject(subject.folder, "square", "sks", "a photo of a square", prompts, None),
+        Subject(subject.folder, "square", "sks", "a photo of a square", prompts, ()),
         ColourExtractor(),
     )
 
@@ -223,12 +223,14 @@ def test_scores_tell_prompts_from_rounds(subject: Subject) -> None:
 
 def test_truth_is_the_subject_on_the_prompted_scene(subject: Subject) -> None:
     """A pure blue subject on a beach is not like a pure red one there, whatever the photos show."""
+    for photo in subject.folder.glob("*.png"):  # whose size the truth has
+        Image.new("RGB", (64, 64), RED).save(photo)
     sprites = {colour: np.zeros((64, 64, 4), np.uint8) for colour in (0, 2)}
     for channel, sprite in sprites.items():
         sprite[..., channel] = sprite[..., 3] = 255
     prompts = (Prompt("context", "sks on the beach", "beach"),)
     red, blue = (
-        Subject(subject.folder, "square", "sks", "a photo of a square", prompts, sprite)
+        Subject(subject.folder, "square", "sks", "a photo of a square", prompts, (sprite,))
         for sprite in sprites.values()
     )
     images = red.true_images(prompts, rounds=2, seed=5)

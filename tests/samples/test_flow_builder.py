@@ -16,15 +16,19 @@ from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 from samples.toybox_builder import flow, flow_data, flow_train, flow_vae, flow_world, pool, vae
+from samples.toybox_builder.art import HELD_OUT_SETS
 from samples.toybox_builder.concepts import CORE_CONCEPTS, Concept, Sprite
 from samples.toybox_builder.flow import Plan, new_model, run_stage
 from samples.toybox_builder.flow_distill import Distillation, guided
 from samples.toybox_builder.flow_export import FLOW_SAMPLING, assemble_flow
 from samples.toybox_builder.flow_latents import Folding, load_teacher
 from samples.toybox_builder.flow_model import FlowModel, Shape, pack
+from samples.toybox_builder.flow_subjects import FLOW_SUBJECTS
 from samples.toybox_builder.flow_train import Noisy
+from samples.toybox_builder.flow_world import FLOW_CONCEPTS
 from samples.toybox_builder.pool import Recipe, load_pool
 from samples.toybox_builder.scenes import SCENES, draw_scene
+from samples.toybox_builder.subjects import Subject
 from samples.toybox_builder.tokenizer import MAX_LENGTH, sequence_tokenizer, train_tokenizer
 from samples.toybox_builder.training import Schedule, Training
 
@@ -342,3 +346,14 @@ def test_a_scene_is_the_same_at_every_size(scene: Any) -> None:
     difference = small.mean((0, 1)) - large.mean((0, 1))
     # Random numbers are drawn in another order where their count depends on the size.
     assert np.abs(difference).max() < 40
+
+
+@pytest.mark.parametrize("subject", FLOW_SUBJECTS, ids=lambda subject: subject.name)
+def test_subjects_are_held_out(subject: Subject) -> None:
+    """Things that the base knows, in art and places that neither it nor the photos show."""
+    assert subject.class_name in {concept.name for concept in FLOW_CONCEPTS}
+    assert subject.art_set in HELD_OUT_SETS
+    assert not set(subject.scenes) & set(subject.contexts)
+    scenes = {scene.name for scene in SCENES}
+    assert {*subject.scenes, *subject.contexts} <= scenes
+    assert sum(other.name == subject.name for other in FLOW_SUBJECTS) == 1
