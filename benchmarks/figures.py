@@ -2,9 +2,9 @@
 
 python -m benchmarks.figures
 
-Figure 1 of the paper on a photo and on a weight of the base, the spectra of its attention layers and
-how much energy they cover, what a weight does in the subspaces of figure 3, and which singular values
-the sample adapter has shifted. The pictures go to `docs/assets`, what they say in numbers to
+Figure 1 of the paper on a photo and on a weight of the base, the spectra of its attention layers
+and how much energy they cover, what a weight does in the subspaces of figure 3, and which singular
+values the sample adapter has shifted. The pictures go to `docs/assets`, what they say in numbers to
 `results/figures.json`.
 """
 
