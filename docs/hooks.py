@@ -1,7 +1,7 @@
 """What the site has beyond the pages in this folder.
 
-Pages made from the code: the commands and the settings of a training. And the files elsewhere in the
-repository that pages link to, so that links work on the site as they do among the files.
+Pages made from the code: the commands and the settings of a training. And the files elsewhere in
+the repository that pages link to, so that links work on the site as they do among the files.
 """
 
 from __future__ import annotations

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from doc_pages import NAMES, PAGES, ROOT, Block, blocks
+from doc_pages import NAMES, PAGES, ROOT, Block, blocks, commands
+from doc_svfit import svfit
 
 NOT_RUN = {
     "installs": 4,
@@ -43,25 +42,20 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_page_runs(page: Path, clone: Path) -> None:
     names: dict[str, object] = {"__name__": page.stem}
     for block in blocks(page):
-        if not block.reason:
-            if block.language == "bash":
-                run_bash(page, block)
-            elif block.language == "python":
-                text = "\n" * block.line + block.text  # so that traces name the page's own lines
-                exec(compile(text, page, "exec"), names)
+        if block.reason:
+            continue
+        if block.language == "bash":
+            run_commands(page, block, clone / "printed")
+        elif block.language == "python":
+            text = "\n" * block.line + block.text  # so that traces name the page's own lines
+            exec(compile(text, page, "exec"), names)
 
 
-def run_bash(page: Path, block: Block) -> None:
-    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block.text],
-        env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, f"{page}:{block.line}\n{done.stdout}\n{done.stderr}"
+def run_commands(page: Path, block: Block, printed: Path) -> None:
+    for words in commands(block.text):
+        assert words[0] == "svfit", f"{page}:{block.line}: only svfit is run here, not {words[0]}"
+        status = svfit(words, printed)
+        assert status == 0, f"{page}:{block.line}: {words}\n{printed.read_text()}"
 
 
 def test_few_blocks_are_not_run_and_say_why() -> None:
@@ -73,7 +67,7 @@ def test_few_blocks_are_not_run_and_say_why() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_blocks_are_of_known_languages(page: Path) -> None:
-    """Indented blocks and others would go unseen; formulas, which alone are indented, have no code."""
+    """Others would go unseen; formulas alone are indented blocks."""
     strange = [block for block in blocks(page) if block.language not in _LANGUAGES]
     assert all("W" in block.text and " = " in block.text for block in strange), strange
     assert not [b for b in blocks(page) if b.language == "powershell" and not b.reason]
