@@ -1,4 +1,4 @@
-"""`svfit` in processes that are forked from one which has imported everything: a page in seconds."""
+"""`svfit` in processes forked from one which has imported everything: a page in seconds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FORKS.set_forkserver_preload(["doc_imports"])
 
 def svfit(words: Sequence[str], output: Path) -> int:
     """The exit status of `svfit` with these words, run here; what it prints goes to `output`."""
-    process = _FORKS.Process(target=_run, args=(list(words), output, os.getcwd(), dict(os.environ)))
+    process = _FORKS.Process(target=_run, args=(list(words), output, Path.cwd(), dict(os.environ)))
     process.start()
     process.join(240)
     process.kill()
@@ -22,7 +22,7 @@ def svfit(words: Sequence[str], output: Path) -> int:
     return process.exitcode or 0
 
 
-def _run(words: list[str], output: Path, folder: str, environment: Mapping[str, str]) -> None:
+def _run(words: list[str], output: Path, folder: Path, environment: Mapping[str, str]) -> None:
     os.chdir(folder)
     os.environ.update(environment)
     with output.open("a", encoding="utf-8") as file:
