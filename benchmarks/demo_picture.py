@@ -26,7 +26,7 @@ _SCENES = ("", " on the beach", " in the snow", " on a wooden floor")
 _TILE = 192
 _MARGIN = 12
 _GUTTER = 40
-_TEXT = 20
+_TEXT = 25
 _LINE = _TEXT + _MARGIN
 
 
@@ -66,7 +66,7 @@ def _laid_out(
     picture = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(_TEXT)
-    small = ImageFont.load_default(_TEXT - 4)
+    small = ImageFont.load_default(_TEXT - 8)
 
     thing = prompts[0].rsplit(" ", 1)[-1]
 

@@ -10,7 +10,7 @@ import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
-from posixpath import dirname, normpath, relpath
+from posixpath import dirname, join, normpath, relpath
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -58,7 +58,7 @@ def _targets(page: str, text: str) -> list[str]:
 def _target(page: str, link: str) -> str:
     """Where in the repository a link of a page of the site leads."""
     own = page.removeprefix(_ELSEWHERE) if page.startswith(_ELSEWHERE) else f"docs/{page}"
-    return normpath(f"{dirname(own)}/{link}")
+    return normpath(join(dirname(own), link))
 
 
 def _site_path(target: str) -> str:
@@ -102,16 +102,13 @@ def _settings() -> str:
         "attributes of `svfit_diffusion.training.TrainingConfig`. A switch that is on is turned "
         "off by `--no_` before its name. Flags go before what the file says.",
         "",
-        "| setting | default | meaning |",
-        "|---|---|---|",
     ]
     for field in dataclasses.fields(TrainingConfig):
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        shown = "" if default in (None, "", []) else f"`{_plain(default)}`"
-        meaning = field.metadata["help"].replace("|", "\\|")
-        lines.append(f"| `--{field.name}` | {shown} | {meaning} |")
+        shown = "" if default in (None, "", []) else f", by default `{_plain(default)}`"
+        lines += [f"**`--{field.name}`**{shown}", "", field.metadata["help"], ""]
     return "\n".join(lines) + "\n"
 
 
