@@ -11,8 +11,8 @@ from doc_pages import NAMES, PAGES, ROOT, Block, blocks, commands
 from doc_svfit import svfit
 
 NOT_RUN = {
-    "installs": 4,
-    "takes minutes": 6,
+    "installs": 3,
+    "takes minutes": 4,
     "needs the hub": 4,
     "starts a server": 1,
     "Windows": 1,
