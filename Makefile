@@ -1,4 +1,4 @@
-# The README's commands `make demo`, `make app` and `make test`; each is enough on a fresh machine
+# The README's commands `make demo`, `make app`, `make test` and `make docs`; each is enough on a fresh machine
 # with Python 3.10 or later.
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +13,7 @@ OUTPUT ?= outputs/$(notdir $(SUBJECT))
 CPU_TORCH := torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu --retries 1
 TORCH := $(shell [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null && echo '$(CPU_TORCH)' || echo torch)
 
-.PHONY: demo app test lint types unit wheel browser format bench-quality bench-speed clean
+.PHONY: demo app test lint types unit wheel browser docs format bench-quality bench-speed clean
 
 demo: $(VENV)/core
 	$(BIN)/python train_dreambooth_svfit.py \
@@ -54,6 +54,11 @@ wheel: $(VENV)/test
 	build/wheel/env/bin/pip install --quiet build/wheel/*.whl
 	$(BIN)/python tests/check_wheel.py build/wheel/*.whl build/wheel/env/bin
 
+# The documentation as a site that needs no network, nor does its building; warnings are errors.
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "Open build/site/index.html"
+
 # A reduced version of the quality benchmark, under 15 minutes on 2 cores.
 bench-quality: $(VENV)/bench
 	$(BIN)/python -m benchmarks.quality --quick
@@ -85,6 +90,10 @@ $(VENV)/core: pyproject.toml
 
 $(VENV)/app: $(VENV)/core
 	$(BIN)/pip install --quiet --editable '.[app]'
+	touch $@
+
+$(VENV)/docs: $(VENV)/core
+	$(BIN)/pip install --quiet --editable '.[docs]'
 	touch $@
 
 $(VENV)/test: $(VENV)/core
