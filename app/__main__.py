@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m app") ->
         sys.exit(f"{type(error).__name__}: {error}")
     print(f"Open {local_address}", flush=True)
     if public_address:
+        services.hosts.add(public_address)
         print(f"or, from anywhere, {public_address}", flush=True)
     # Ends as Ctrl-C does: a training keeps what it has learned.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -112,8 +112,9 @@ class AdapterLibrary:
 
         Raises:
             UploadError: it is too large, no adapter, or does not fit the base model.
-            LibraryError: the name cannot be used.
+            LibraryError: the name cannot be used, or nothing is taken in.
         """
+        self.check_open()
         wanted = self.check_name(name or _default_name(source))
         label = source.name
         if source.suffix != SUFFIX:
@@ -127,8 +128,15 @@ class AdapterLibrary:
             raise UploadError(f"“{label}” cannot be used. {misfit}")
         with self._lock:
             free = self._free_name(wanted)
+            self._claim(free)
             write_atomically(self._flat(free), partial(shutil.copyfile, source))
         return free
+
+    def check_open(self) -> None:
+        """Raise `LibraryError` where nothing is taken in."""
+
+    def _claim(self, name: str) -> None:
+        """Called with the name of an adapter that is about to be added."""
 
     def rename(self, name: str, new_name: str) -> str:
         """Give an adapter another name, and return it.

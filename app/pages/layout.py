@@ -7,6 +7,9 @@ from typing import Any
 
 import gradio as gr
 
+from ..entrance import lifespan
+from ..entrance.login import checker
+from ..entrance.places import QUEUE_SIZE
 from ..services import Services
 from . import compare, generate, inspect, train
 
@@ -33,6 +36,9 @@ THEME = gr.themes.Default(
     body_text_color_subdued="*neutral_600",
     body_text_color_subdued_dark="*neutral_300",
 )
+
+_SESSIONS = 500
+"""Pages whose state is kept, of which each takes some memory; the oldest is forgotten."""
 
 _STYLE = Path(__file__).with_name("style.css")
 # Gradio measures its tabs once, at times before the page has its width and its style, and hides
@@ -69,7 +75,8 @@ def build_app(services: Services) -> gr.Blocks:
                 with gr.Tab(name, id=name.lower()) as tab:
                     build(services, tab)
         _start_text_boxes_empty(app)
-    return app.queue(max_size=services.limits.max_waiting)
+    # Closed: routes that would go past the queue.
+    return app.queue(max_size=QUEUE_SIZE, api_open=False)
 
 
 def _start_text_boxes_empty(app: gr.Blocks) -> None:
@@ -93,10 +100,14 @@ def launch_settings(services: Services) -> dict[str, Any]:
         "server_name": settings.host,
         "server_port": settings.port,
         "share": settings.share,
-        "auth": settings.auth,
+        "auth": checker(*settings.auth) if settings.auth else None,
+        "app_kwargs": {"lifespan": lifespan(services.hosts, settings, services.limits)},
+        "state_session_capacity": _SESSIONS,
+        "run_history": False,
+        "enable_monitoring": False,
         "allowed_paths": [
             str(folder.resolve())
-            for folder in (settings.pictures, settings.exports, settings.adapters)
+            for folder in (settings.pictures, settings.exports)
         ],
         # Even if it lies in one of these.
         "blocked_paths": [str(settings.trainings.resolve())],
