@@ -32,10 +32,10 @@ _PREVIEWS = 6
 
 
 def concurrent_drawings(limits: Limits) -> int:
-    """How many visitors a generator serves well at a time: a batch of them is drawn while as many
-    queue for the next.
+    """How many requests for pictures Gradio lets through: more than there are places in the line,
+    which is fair to visitors as Gradio's own queue is not.
     """
-    return 2 * limits.max_images
+    return limits.max_waiting + limits.max_places
 
 
 class ImageGenerator:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 import threading
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from svfit_diffusion.files.atomic import write_atomically
 
 from .base_model import BaseModel
 from .errors import LibraryError, UploadError
+from .public_names import copy_without_paths
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ class AdapterLibrary:
         with self._lock:
             free = self._free_name(wanted)
             self._claim(free)
-            write_atomically(self._flat(free), partial(shutil.copyfile, source))
+            write_atomically(self._flat(free), partial(copy_without_paths, source))
         return free
 
     def check_open(self) -> None:

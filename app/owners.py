@@ -120,4 +120,3 @@ class OwnedLibrary(AdapterLibrary):
         self.check_open()
         if not self._may_change(name):
             raise LibraryError(f"“{name}” is there for everyone, so no visitor may change it.")
-

@@ -10,8 +10,10 @@ from svfit_diffusion.files.adapter import WEIGHTS_NAME
 from .base_model import BaseModel
 from .entrance.hosts import KnownHosts
 from .errors import UploadError
+from .exports import Exports
 from .generation import ImageGenerator
 from .library import AdapterLibrary
+from .owned_trainings import OwnedTrainings
 from .owners import OwnedLibrary, Owners
 from .settings import SAMPLES, AppSettings, Limits
 from .training_jobs import TrainingJobs
@@ -28,6 +30,7 @@ class Services:
         library: the adapters.
         generator: draws pictures.
         jobs: trains adapters.
+        exports: adapters as visitors take them away.
         hosts: names by which the app may be called.
     """
 
@@ -37,6 +40,7 @@ class Services:
     library: AdapterLibrary
     generator: ImageGenerator
     jobs: TrainingJobs
+    exports: Exports
     hosts: KnownHosts
 
     def close(self) -> None:
@@ -54,15 +58,14 @@ def build_services(settings: AppSettings, limits: Limits | None = None) -> Servi
     base = BaseModel(settings.base, settings.device)
     first_start = not settings.adapters.exists()
     owners = Owners(settings.outputs / "owners.json")
-    library = OwnedLibrary(
-        settings.adapters, base, limits.max_file_bytes, owners, settings.library
-    )
+    library = OwnedLibrary(settings.adapters, base, limits.max_file_bytes, owners, settings.library)
     if first_start:
         _add_samples(library)
     generator = ImageGenerator(base, library, limits)
-    jobs = TrainingJobs(base, library, settings.trainings, limits)
+    jobs = OwnedTrainings(base, library, settings.trainings, limits)
     hosts = KnownHosts(settings.host, settings.allowed_host)
-    return Services(settings, limits, base, library, generator, jobs, hosts)
+    exports = Exports(settings.exports, base)
+    return Services(settings, limits, base, library, generator, jobs, exports, hosts)
 
 
 def _add_samples(library: AdapterLibrary) -> None:

@@ -19,13 +19,10 @@ _OUTPUTS = Path("outputs/app")
 
 
 def _setting(default: Any, help: str) -> Any:
-    """A field with its help text."""
+    """A field with its help text; `list` as a default is a new one each time."""
+    if default is list:
+        return field(default_factory=list, metadata={"help": help})
     return field(default=default, metadata={"help": help})
-
-
-def _several(help: str) -> Any:
-    """A field of any number of texts, with its help text."""
-    return field(default_factory=list, metadata={"help": help})
 
 
 @dataclass(frozen=True)
@@ -88,8 +85,8 @@ class AppSettings:
     share: bool = _setting(False, "Open a public gradio.live address as well.")
     username: str | None = _setting(None, "Ask visitors for this name; goes with --password.")
     password: str | None = _setting(None, "Ask visitors for this password.")
-    allowed_host: list[str] = _several("Names besides its own by which the app may be called.")
-    framed_by: list[str] = _several("Sites that may show the app in a frame: https://example.org.")
+    allowed_host: list[str] = _setting(list, "Names besides its own by which it may be called.")
+    framed_by: list[str] = _setting(list, "Sites that may frame it, such as https://example.org.")
     library: Literal["owned", "shared", "read-only"] = _setting(
         "owned",
         "Who sees and changes adapters: owned, each visitor their own; shared, everyone all of "

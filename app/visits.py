@@ -169,9 +169,7 @@ class Portion:
         self.visit.finish_portion()
 
 
-def in_portions(
-    visitor: Visitor, wanted: Sequence[PictureSettings], size: int
-) -> list[Portion]:
+def in_portions(visitor: Visitor, wanted: Sequence[PictureSettings], size: int) -> list[Portion]:
     """A visitor's pictures by the batches they go into, at most `size` each, in order."""
     groups: dict[str, list[int]] = {}
     for index, settings in enumerate(wanted):

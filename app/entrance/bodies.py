@@ -72,9 +72,7 @@ class _Body:
         problem: why it is cut off; None while all is well.
     """
 
-    def __init__(
-        self, scope: Scope, receive: Receive, room: Room, boundary: bytes | None
-    ) -> None:
+    def __init__(self, scope: Scope, receive: Receive, room: Room, boundary: bytes | None) -> None:
         self._receive = receive
         self._room = room
         self._most = room.bytes + (_FORM_BYTES if boundary else 0)

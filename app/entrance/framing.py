@@ -1,4 +1,4 @@
-"""What browsers are told about the app's answers: who may show them, and to take them as they are."""
+"""What browsers are told of the app's answers: who may show them, and to take them as they are."""
 
 from __future__ import annotations
 

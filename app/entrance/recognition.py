@@ -54,9 +54,8 @@ class Recognition:
         await self._app(scope, receive, send if is_known else send_with_cookie)
 
     def _cookie(self, scheme: str) -> str:
-        cookie: SimpleCookie = SimpleCookie({COOKIE: secrets.token_urlsafe(32)})
-        cookie[COOKIE].update({"path": "/", "max-age": _YEAR, "httponly": True})
-        is_secure = scheme == "https"
-        cookie[COOKIE]["secure"] = is_secure
-        cookie[COOKIE]["samesite"] = "None" if is_secure and self._is_framed else "Lax"
-        return cookie[COOKIE].OutputString()
+        morsel = SimpleCookie({COOKIE: secrets.token_urlsafe(32)})[COOKIE]
+        morsel["path"], morsel["max-age"], morsel["httponly"] = "/", _YEAR, True
+        morsel["secure"] = scheme == "https"
+        morsel["samesite"] = "None" if self._is_framed and scheme == "https" else "Lax"
+        return morsel.OutputString()

@@ -106,8 +106,7 @@ def launch_settings(services: Services) -> dict[str, Any]:
         "run_history": False,
         "enable_monitoring": False,
         "allowed_paths": [
-            str(folder.resolve())
-            for folder in (settings.pictures, settings.exports)
+            str(folder.resolve()) for folder in (settings.pictures, settings.exports)
         ],
         # Even if it lies in one of these.
         "blocked_paths": [str(settings.trainings.resolve())],
