@@ -85,8 +85,8 @@ class AppSettings:
     share: bool = _setting(False, "Open a public gradio.live address as well.")
     username: str | None = _setting(None, "Ask visitors for this name; goes with --password.")
     password: str | None = _setting(None, "Ask visitors for this password.")
-    allowed_host: list[str] = _setting(list, "Names besides its own by which it may be called.")
-    framed_by: list[str] = _setting(list, "Sites that may frame it, such as https://example.org.")
+    allowed_host: list[str] = _setting(list, "Names besides its own by which it may be called.")  # noqa: RUF009
+    framed_by: list[str] = _setting(list, "Sites that may frame it, such as https://example.org.")  # noqa: RUF009
     library: Literal["owned", "shared", "read-only"] = _setting(
         "owned",
         "Who sees and changes adapters: owned, each visitor their own; shared, everyone all of "
