@@ -298,20 +298,6 @@ def test_one_client_does_not_fill_the_line(open_house: AppServer, tmp_path: Path
     assert other.result(60)
 
 
-def test_one_client_does_not_fill_the_queue(open_house: AppServer, tmp_path: Path) -> None:
-    may_draw = threading.Event()
-    open_house.services.generator._thread.submit(may_draw.wait, 60)
-    values = ["a dog", "", {}, 3, 1, 16, 16, "The base model's own", 0, False, 1]
-    url, cookies = f"{open_house.url}gradio_api/call/generate", {COOKIE: newcomer(open_house)}
-    statuses = [
-        httpx.post(url, json={"data": values}, cookies=cookies).status_code for _ in range(40)
-    ]
-    assert statuses[:5] == [200] * 5 and statuses[-1] == 429
-    other = httpx.post(url, json={"data": values}, cookies={COOKIE: newcomer(open_house)})
-    assert other.status_code == 200
-    may_draw.set()
-
-
 def _is_refused(job: Any) -> bool:
     """Whether a job has been refused rather than taken in."""
     while not job.outputs():

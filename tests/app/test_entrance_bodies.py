@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -13,6 +14,7 @@ from app_server import AppServer
 from app.entrance.allowance import Allowance
 from app.entrance.bodies import BodyBounds
 from app.entrance.crowd import Crowd
+from app.entrance.places import Places
 from app.entrance.uploads import Uploads
 from app.settings import Limits
 from app.visitors import KEY, Visitor
@@ -190,6 +192,27 @@ def test_one_visitor_does_not_keep_everyone_waiting() -> None:
         assert not crowd._under_way
 
     anyio.run(check)
+
+
+@pytest.mark.parametrize("state", ["waiting", "working"])
+def test_one_visitor_does_not_fill_gradios_queue(state: str) -> None:
+    def joins(visitor: Visitor, there: list[Visitor]) -> bool:
+        events = [SimpleNamespace(request=SimpleNamespace(scope={KEY: v})) for v in there]
+        line = SimpleNamespace(queue=events if state == "waiting" else [])
+        queue = SimpleNamespace(
+            event_queue_per_concurrency_id={"x": line},
+            active_jobs=[None, events if state == "working" else None],
+        )
+        exchange = Exchange("/gradio_api/queue/join", visitor)
+        exchange.scope["app"] = SimpleNamespace(get_blocks=lambda: SimpleNamespace(_queue=queue))
+        return exchange.send(lambda app: Places(app, LIMITS), []).status == 200
+
+    other = Visitor("other", "10.0.0.1", "")
+    assert joins(ONE, [ONE] * 9) and not joins(ONE, [ONE] * 10)
+    assert joins(other, [ONE] * 10)
+    crowd = [Visitor(f"{number}", "10.0.0.1", "") for number in range(40)]
+    assert joins(other, crowd[:39]) and not joins(other, crowd)
+    assert joins(Visitor("far", "10.0.0.2", ""), crowd)
 
 
 def test_the_app_says_so_as_its_page_and_programs_understand(app_server: AppServer) -> None:
