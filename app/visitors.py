@@ -74,6 +74,9 @@ class Visitor:
 
 
 _HOUSE = Visitor(HOUSE, "", HOUSE)
+STRANGER = Visitor("stranger", "", "stranger")
+"""Someone who has nothing here, as whom pages are built for all."""
+
 _acting: ContextVar[Visitor | None] = ContextVar("acting", default=None)
 
 

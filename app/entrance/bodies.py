@@ -11,9 +11,6 @@ from ..visitors import visitor_of
 from .refusal import refuse
 from .uploads import Room, Uploads
 
-WRITING = ("POST", "PUT", "PATCH", "DELETE")
-"""Methods of requests that may have a body."""
-
 _JSON_BYTES = 2**20  # fifty times what a page of this app sends
 _FORM_BYTES = 2**16  # names of files and what is around them
 _NOT_AN_UPLOAD = Room(_JSON_BYTES, 0, f"A request has at most {_JSON_BYTES // 1024} KB.", "")
@@ -34,7 +31,7 @@ class BodyBounds:
         self._uploads = Uploads(limits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] not in WRITING:
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
         elif scope["path"].rstrip("/").endswith("/upload"):
             visitor = visitor_of(scope)

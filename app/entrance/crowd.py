@@ -7,10 +7,9 @@ from collections import Counter
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..visitors import BEHIND_ONE_ADDRESS, visitor_of
-from .bodies import WRITING
 from .refusal import refuse
 
-_AT_ONCE = 16  # browsers open six connections
+_AT_ONCE = 32  # browsers open six connections
 
 
 class Crowd:
@@ -25,7 +24,7 @@ class Crowd:
         self._under_way: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] not in WRITING:
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         visitor = visitor_of(scope)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from ..entrance import lifespan
 from ..entrance.login import checker
 from ..entrance.places import QUEUE_SIZE
 from ..services import Services
+from ..visitors import STRANGER, acting_as
 from . import compare, generate, inspect, train
 
 _FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
@@ -63,9 +65,14 @@ _PAGES = {
 
 def build_app(services: Services) -> gr.Blocks:
     """All pages as one app, to be launched with `launch_settings`."""
-    with gr.Blocks(
-        title="svfit-diffusion", analytics_enabled=False, delete_cache=(3600, 86400)
-    ) as app:
+    # What pages begin with everyone sees; what is a visitor's own comes with their first request.
+    for_all = nullcontext() if services.settings.is_for_one_user else acting_as(STRANGER)
+    with (
+        for_all,
+        gr.Blocks(
+            title="svfit-diffusion", analytics_enabled=False, delete_cache=(3600, 86400)
+        ) as app,
+    ):
         gr.Markdown(
             "# svfit-diffusion\nTeach a picture model your subject, then draw it.",
             elem_id="title",

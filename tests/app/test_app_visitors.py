@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from app_server import AppServer, write_random_adapter
+from app_server import AppServer, arrive, open_tab, write_random_adapter
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -118,6 +119,30 @@ def _wanted(name: str) -> Any:
     from app.picture import PictureSettings
 
     return PictureSettings("a dog", adapters={name: 1}, steps=1, width=16, height=16)
+
+
+def test_a_page_begins_with_what_is_there_for_all_and_then_has_ones_own(
+    open_house: AppServer, library: OwnedLibrary, tmp_path: Path, visit: Callable[..., Any]
+) -> None:
+    page = visit(url=open_house.url)
+    (cookie,) = (c["value"] for c in page.context.cookies() if c["name"] == COOKIE)
+    owner = hashlib.sha256(cookie.encode()).hexdigest()[:32]
+    with acting_as(Visitor(owner, "", owner)):
+        library.add(write_random_adapter(tmp_path / "anns own.safetensors", 7))
+    assert "anns own" not in httpx.get(open_house.url).text
+    page.reload()
+    arrive(page)
+    page.locator("#generate-adapters input").click()
+    page.get_by_role("option", name="anns own").wait_for()
+    from app.pages.layout import build_app
+
+    assert "rex" in repr(build_app(open_house.services).config)
+    assert "anns own" not in repr(build_app(open_house.services).config), "after a restart too"
+    other = visit(url=open_house.url)
+    open_tab(other, "Inspect")
+    other.locator("#inspect-adapter input").click()
+    other.get_by_role("option", name="rex").wait_for()
+    assert other.get_by_role("option", name="anns own").count() == 0
 
 
 def test_what_is_there_for_everyone_no_visitor_changes(library: OwnedLibrary) -> None:
