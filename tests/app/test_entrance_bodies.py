@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import anyio
+import event_loop
 import httpx
 import pytest
 from app_server import AppServer
@@ -65,7 +66,7 @@ class Exchange:
             self.status = message.get("status", self.status)
             self.text += message.get("body", b"").decode()
 
-        anyio.run(make(self._reader), self.scope, receive, answer)
+        event_loop.run(make(self._reader), self.scope, receive, answer)
         return self
 
     async def _reader(self, scope: Any, receive: Any, send: Any) -> None:
@@ -191,7 +192,7 @@ def test_one_visitor_does_not_keep_everyone_waiting() -> None:
             free.set()
         assert not crowd._under_way
 
-    anyio.run(check)
+    event_loop.run(check)
 
 
 @pytest.mark.parametrize("state", ["waiting", "working"])

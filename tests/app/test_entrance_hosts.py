@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import anyio
+import event_loop
 import httpx
 import pytest
 from app_server import AppServer
@@ -137,7 +137,7 @@ def opened(app: Any, headers: dict[str, str]) -> list[dict[str, Any]]:
 
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "websocket", "path": "/queue/join", "headers": raw, "query_string": b""}
-    anyio.run(app, scope, receive, send)
+    event_loop.run(app, scope, receive, send)
     return said
 
 
@@ -162,7 +162,7 @@ def test_sites_that_are_named_may_frame_the_app() -> None:
     async def send(message: Any) -> None:
         said.append(message)
 
-    anyio.run(Framing(app, ["https://example.org"]), {"type": "http"}, None, send)
+    event_loop.run(Framing(app, ["https://example.org"]), {"type": "http"}, None, send)
     headers = dict(said[0]["headers"])
     assert headers[b"content-security-policy"] == b"frame-ancestors 'self' https://example.org"
     assert b"x-frame-options" not in headers

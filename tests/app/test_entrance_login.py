@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import anyio
+import event_loop
 import pytest
 
 from app.entrance import login
@@ -31,7 +32,7 @@ class Door:
         """The status of one attempt, and how long it took."""
         before = self.now
         statuses: list[int] = []
-        anyio.run(self.patience, scope(address), None, collector(statuses))
+        event_loop.run(self.patience, scope(address), None, collector(statuses))
         return statuses[0], self.now - before
 
     async def _check(self, _: Any, __: Any, send: Any) -> None:
@@ -120,7 +121,7 @@ def test_attempts_at_once_take_turns_and_are_few() -> None:
         assert most == 1
         assert sorted(statuses) == [400] * 3 + [429] * 47
 
-    anyio.run(check)
+    event_loop.run(check)
 
 
 def test_memory_of_addresses_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
