@@ -149,7 +149,7 @@ def many_uploads(target: Target) -> str:
     """Upload 60 files of 15 MB."""
     statuses = [
         target.post(
-            "upload", files={"files": (f"{n}.bin", n.to_bytes(2) * (15 * _MEGABYTE // 2))}
+            "upload", files={"files": (f"{n}.bin", n.to_bytes(2, "big") * (15 * _MEGABYTE // 2))}
         ).status_code
         for n in range(60)
     ]

@@ -153,7 +153,7 @@ class Soak:
                 return
             if choice.random() < 0.3:
                 jobs.stop()
-            while not (status := jobs.status()).stage.is_over:
+            while (status := jobs.status()) is None or not status.stage.is_over:
                 time.sleep(0.1)
             if status.stage.value == "failed":
                 self.errors.append(status.message)
