@@ -13,6 +13,7 @@ from .bodies import BodyBounds
 from .crowd import Crowd
 from .framing import Framing
 from .hosts import HostGate, KnownHosts
+from .links import LinkGate
 from .listening import Listening
 from .login import LoginPatience
 from .places import Places
@@ -30,6 +31,7 @@ def guarded(app: ASGIApp, hosts: KnownHosts, settings: AppSettings, limits: Limi
         limits: what a visitor may send.
     """
     app = Listening(app)
+    app = LinkGate(app)
     app = Places(app, limits)
     app = BodyBounds(app, limits)
     app = LoginPatience(app)

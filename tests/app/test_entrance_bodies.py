@@ -15,6 +15,7 @@ from app_server import AppServer
 from app.entrance.allowance import Allowance
 from app.entrance.bodies import BodyBounds
 from app.entrance.crowd import Crowd
+from app.entrance.links import LinkGate
 from app.entrance.places import Places
 from app.entrance.uploads import Uploads
 from app.settings import Limits
@@ -193,6 +194,26 @@ def test_one_visitor_does_not_keep_everyone_waiting() -> None:
         assert not crowd._under_way
 
     event_loop.run(check)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'[{"path": "http://example.org/huge.png", "meta": {"_type": "gradio.FileData"}}]',
+        b'[[{"path": "\\u0068ttps://example.org/huge.png"}]]',
+        b'{"deep": [{"er": {"path": "https://example.org"}}]}',
+    ],
+)
+@pytest.mark.parametrize("headers", [{"content_type": "application/json"}, {}], ids=["json", ""])
+def test_nothing_is_fetched_for_visitors(data: bytes, headers: dict[str, str]) -> None:
+    exchange = Exchange(**headers).send(LinkGate, [b'{"data": ', data, b"}"])
+    assert (exchange.status, exchange.read) == (422, 0)
+
+
+def test_bodies_without_links_arrive_whole() -> None:
+    for body in (b'{"data": [{"path": "/tmp/x.png"}, "http://x"]}', b"", b"no json", b"[" * 50_000):
+        exchange = Exchange().send(LinkGate, [body[:5], body[5:]])
+        assert (exchange.status, exchange.read) == (200, len(body))
 
 
 @pytest.mark.parametrize("state", ["waiting", "working"])
