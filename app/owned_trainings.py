@@ -46,10 +46,7 @@ class OwnedTrainings(TrainingJobs):
     def status(self) -> TrainingStatus | None:
         if self._job is None or self._is_ones_own():
             return super().status()
-        last = self._last.get(current_visitor().owner)
-        if last is None and self._is_busy():
-            return self._job.status.from_elsewhere()
-        return last
+        return self._last.get(current_visitor().owner) or self._job.status.from_elsewhere()
 
     def _is_busy(self) -> bool:
         return self._job is not None and self._job.is_alive()

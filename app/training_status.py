@@ -81,7 +81,7 @@ class TrainingStatus:
         return len(self.losses)
 
     def from_elsewhere(self) -> TrainingStatus:
-        """What others than its owner may know: that it goes on, and how long."""
+        """What others than its owner may know: whether it goes on, and how long."""
         left = self.seconds_left
         when = "after it" if left is None else f"in about {max(1, round(left / 60))} min"
         return TrainingStatus(
@@ -90,7 +90,9 @@ class TrainingStatus:
             config=TrainingConfig(),
             photos=(),
             stage=Stage.ELSEWHERE,
-            message=f"Another visitor's training is under way; yours can begin {when}.",
+            message="Yours can begin."
+            if self.stage.is_over
+            else f"Another visitor's training is under way; yours can begin {when}.",
             total_steps=self.total_steps,
             revision=self.revision,
         )

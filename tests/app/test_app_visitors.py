@@ -256,7 +256,7 @@ def test_others_see_nothing_of_a_training_and_do_not_stop_it(
         assert (own.stage, own.step) == (Stage.FINISHED, 3), "nobody has stopped it"
         assert "secret dog" in open_house.services.library.names()
     with acting_as(BOB):
-        assert jobs.status() is None
+        assert jobs.status().message == "Yours can begin." and "secret" not in repr(jobs.status())
         assert "secret dog" not in open_house.services.library.names()
         jobs.start("his", SQUARES, _config())
         jobs._job.join(120)
