@@ -13,7 +13,7 @@ OUTPUT ?= outputs/$(notdir $(SUBJECT))
 CPU_TORCH := torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu --retries 1
 TORCH := $(shell [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null && echo '$(CPU_TORCH)' || echo torch)
 
-.PHONY: demo app test lint types unit wheel browser docs format bench-quality bench-speed clean
+.PHONY: demo app test lint types unit wheel browser docs format bench-quality bench-speed soak attacks clean
 
 demo: $(VENV)/core
 	$(BIN)/python train_dreambooth_svfit.py \
@@ -66,6 +66,15 @@ bench-quality: $(VENV)/bench
 # Training, loading, switching and generating against peers, under 30 minutes on 2 cores.
 bench-speed: $(VENV)/bench
 	$(BIN)/python -m benchmarks.speed
+
+# Four visitors of the app for so many minutes, and what hostile ones cost it.
+MINUTES ?= 20
+
+soak: $(VENV)/test
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
+
+attacks: $(VENV)/test
+	$(BIN)/python -m benchmarks.attacks
 
 # The app's pages are tested in Debian's Chromium. Where it can neither be found nor installed, those
 # tests are skipped with a notice.

@@ -39,13 +39,14 @@ def draw(base: Path, adapter: Path, subject: Path, seed: int) -> Image.Image:
     before = _drawn(pipe, prompts, seed)
     pipe.load_svfit_weights(adapter)
     after = _drawn(pipe, prompts, seed)
-    photos = [Image.open(path) for path in sorted(subject.glob("*.png"))[:4]]
+    photos: list[Image.Image] = [Image.open(path) for path in sorted(subject.glob("*.png"))[:4]]
     return _laid_out(photos, prompts, before, after)
 
 
 def _drawn(pipe: Any, prompts: list[str], seed: int) -> list[Image.Image]:
     family = family_of(pipe)
-    arguments = family.generation_arguments((family.native_size,) * 2, None, None)
+    side = family.native_size
+    arguments = family.generation_arguments((side, side))
     return [
         pipe(prompt, generator=torch.Generator().manual_seed(seed), **arguments).images[0]
         for prompt in prompts

@@ -84,7 +84,12 @@ def _commands() -> str:
 
     command = get_command(app)
     context = command.make_context("svfit", [], resilient_parsing=True)
-    text: str = get_docs_for_click(obj=command, ctx=context, name="svfit", title="Commands")
+    text: str = get_docs_for_click(
+        obj=command,
+        ctx=context,  # type: ignore[arg-type]
+        name="svfit",
+        title="Commands",
+    )
     return text + (
         "\n`svfit train` takes the [settings of a training](settings.md) as flags; "
         "`svfit app --help` lists those of the [app](../app.md).\n"
