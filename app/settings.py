@@ -42,6 +42,7 @@ class Limits:
     max_cells: int = _setting(36, "Pictures of one comparison.")
     max_prompt_length: int = _setting(1000, "Characters of a prompt.")
     max_waiting: int = _setting(20, "Visitors waiting for their pictures at a time.")
+    max_waiting_trainings: int = _setting(8, "Trainings waiting for their turn.")
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -1,31 +1,83 @@
-"""Dropping photos, seeing what became of them, and moving the squares that are cut out."""
+"""Dropping photos, seeing what became of them, moving the squares that are cut out, captions."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from PIL import Image, ImageOps
 
+from ..photo_shelf import PhotoShelf
 from ..photos import MAX_ZOOM, Crop, CroppedPhoto, Refusal, take_in
-from ..settings import Limits
-from .messages import plain_errors
+from ..services import Services
+from .crop_frame import crop_frame, dragged, framed
+from .problems import explaining, problem_place
 
 _TILE = 160
-_FRAME = 480
+_NO_CAPTION = "instance prompt"
 
 
-def photo_drop(limits: Limits) -> gr.State:
-    """Build the drop zone, the squares and the crop editor.
+@dataclass(frozen=True)
+class PhotoDrop:
+    """Where photos are dropped.
 
-    Returns:
-        The photos taken in, a list of `CroppedPhoto`.
+    Attributes:
+        photos: those taken in, a list of `CroppedPhoto`.
+        key: a `PhotoShelf` key, kept in the browser.
+        shown: all that follows from `photos`, to be set by `show`.
+        shelf: keeps the photos over a reload.
     """
-    photos_ = gr.State([])
-    chosen_ = gr.State(0)
+
+    photos: gr.State
+    key: gr.BrowserState
+    shown: list[Any]
+    shelf: PhotoShelf
+
+    def show(self, photos: list[CroppedPhoto], chosen: int = 0) -> tuple[Any, ...]:
+        """Values of `shown`: photos, choice, tiles, editor, frame, sliders, caption."""
+        tiles = gr.update(value=[_tile(photo) for photo in photos], visible=bool(photos))
+        edited = _edit(photos[chosen]) if photos else (gr.skip(),) * 5
+        return photos, chosen, tiles, gr.update(visible=bool(photos)), *edited
+
+    def restore(self, load: Callable[..., Any]) -> None:
+        """Bring back what the visitor dropped before the page was loaded."""
+
+        def restored(key: object) -> tuple[Any, ...]:
+            key = self.shelf.key(key)
+            photos = self.shelf.photos(key)
+            return key, *(self.show(photos) if photos else (gr.skip(),) * len(self.shown))
+
+        load(
+            restored,
+            self.key,
+            [self.key, *self.shown],
+            queue=False,
+            show_progress="hidden",
+            api_visibility="private",
+        )
+
+
+@dataclass(frozen=True)
+class _Editor:
+    """What can be done with a photo."""
+
+    frame: gr.HTML
+    crop: list[gr.Slider]
+    caption: gr.Textbox
+    remove: gr.Button
+    column: gr.Column
+    describe: gr.Button | None
+
+
+def photo_drop(services: Services) -> PhotoDrop:
+    """Build the drop zone, the squares and the editor of a photo."""
+    limits, shelf = services.limits, PhotoShelf(services.limits)
+    photos_, chosen_ = gr.State([]), gr.State(0)
+    key_ = gr.BrowserState(storage_key="svfit-photos", secret="svfit")
     gr.HTML(
         f"Drop {limits.min_photos} to {limits.max_photos} photos of one subject: sharp, from "
         "several sides, nothing else of its kind in the picture.",
@@ -40,7 +92,7 @@ def photo_drop(limits: Limits) -> gr.State:
     )
     refused = gr.HTML(visible=False, elem_id="train-refused")
     tiles = gr.Gallery(
-        label="Squares to learn; choose one to move it",
+        label="Squares to learn; choose one to move it or to caption it",
         format="png",
         columns=4,
         height="auto",
@@ -52,110 +104,140 @@ def photo_drop(limits: Limits) -> gr.State:
         elem_id="train-tiles",
         elem_classes="compact",
     )
-    with gr.Column(visible=False, elem_id="train-crop") as editor:
-        frame = gr.Image(
-            label="Photo",
-            format="jpeg",
-            height=220,
-            interactive=False,
-            buttons=[],
-            elem_id="train-frame",
-        )
-        with gr.Row():
-            x_ = _slider("Left to right", 0, 1, 0.5, "0 is the left edge, 1 the right.", "x")
-            y_ = _slider("Top to bottom", 0, 1, 0.5, "0 is the upper edge, 1 the lower.", "y")
-            zoom_ = _slider("Zoom", 1, MAX_ZOOM, 1, "1 is the largest square that fits.", "zoom")
-        remove = gr.Button("Remove this photo", size="sm", elem_id="train-remove")
-    crop = [x_, y_, zoom_]
-    all_ = [photos_, chosen_, tiles, editor, frame, *crop]
+    editor = _build_editor(services)
+    problem = problem_place("train", "photo-problem")
+    shown: list[Any] = [
+        photos_,
+        chosen_,
+        tiles,
+        editor.column,
+        editor.frame,
+        *editor.crop,
+        editor.caption,
+    ]
+    dropped = PhotoDrop(photos_, key_, shown, shelf)
 
-    def take(files: list[str], photos: list[CroppedPhoto]) -> tuple[Any, ...]:
-        with plain_errors():
-            new, refusals = take_in([Path(file) for file in files], limits, len(photos))
+    def take(files: list[str], photos: list[CroppedPhoto], key: object) -> tuple[Any, ...]:
+        new, refusals = take_in([Path(file) for file in files], limits, len(photos))
         photos = [*photos, *new]
+        shelf.put(key, photos)
         chosen = max(0, len(photos) - len(new))
-        return None, _refused(refusals), *_show(photos, chosen)
+        return None, _refused(refusals), *dropped.show(photos, chosen)
 
     def choose(event: gr.SelectData, photos: list[CroppedPhoto]) -> tuple[Any, ...]:
         return event.index, *_edit(photos[event.index])
 
-    def adjust(
-        x: float,
-        y: float,
-        zoom: float,
-        photos: list[CroppedPhoto],
-        chosen: int,
-        shown: list[tuple[str, str | None]],
+    def changed(
+        photo: CroppedPhoto, photos: list[CroppedPhoto], chosen: int, shown: list[Any], key: object
     ) -> tuple[Any, ...]:
-        photo = photos[chosen].with_crop(Crop(x, y, zoom))
+        photos = [*photos[:chosen], photo, *photos[chosen + 1 :]]
+        shelf.put(key, photos)
         # The other tiles stay the files they are, or they would be written while they are read.
-        tiles: list[Any] = [path for path, _ in shown]
+        tiles = list(shown)
         tiles[chosen] = _tile(photo)
-        return [*photos[:chosen], photo, *photos[chosen + 1 :]], tiles, _frame(photo)
+        return photos, tiles
 
-    def drop_one(photos: list[CroppedPhoto], chosen: int) -> tuple[Any, ...]:
+    def adjust(x: float, y: float, zoom: float, *state: Any) -> tuple[Any, ...]:
+        photos, chosen, *_ = state
+        photo = photos[chosen].with_crop(Crop(x, y, zoom))
+        return *changed(photo, *state), framed(photo)
+
+    def drag(frame: dict[str, Any], *state: Any) -> tuple[Any, ...]:
+        photos, chosen, *_ = state
+        photo = photos[chosen].with_crop(dragged(frame))
+        return *changed(photo, *state), photo.crop.x, photo.crop.y, photo.crop.zoom
+
+    def write(caption: str, *state: Any) -> tuple[Any, ...]:
+        photos, chosen, *_ = state
+        return changed(photos[chosen].with_caption(caption), *state)
+
+    def drop_one(photos: list[CroppedPhoto], chosen: int, key: object) -> tuple[Any, ...]:
         photos = [photo for i, photo in enumerate(photos) if i != chosen]
-        chosen = max(0, min(chosen, len(photos) - 1))
-        return _show(photos, chosen)
+        shelf.put(key, photos)
+        return dropped.show(photos, max(0, min(chosen, len(photos) - 1)))
 
-    drop.upload(
+    explaining(
+        drop.upload,
         take,
-        [drop, photos_],
-        [drop, refused, *all_],
-        api_visibility="private",
+        [drop, photos_, key_],
+        [drop, refused, *shown],
+        problem,
         concurrency_id="photos",
         concurrency_limit=2,
     )
-    quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    tiles.select(choose, photos_, [chosen_, frame, *crop], **quick)
-    gr.on(
-        [slider.input for slider in crop],
-        adjust,
-        [*crop, photos_, chosen_, tiles],
-        [photos_, tiles, frame],
-        trigger_mode="always_last",
-        **quick,
+    quick: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+    last: dict[str, Any] = {"trigger_mode": "always_last", **quick}
+    state = [photos_, chosen_, tiles, key_]
+    edited = [chosen_, editor.frame, *editor.crop, editor.caption]
+    explaining(tiles.select, choose, photos_, edited, problem, **quick)
+    for slider in editor.crop:
+        explaining(
+            slider.input,
+            adjust,
+            [*editor.crop, *state],
+            [photos_, tiles, editor.frame],
+            problem,
+            **last,
+        )
+    explaining(
+        editor.frame.input,
+        drag,
+        [editor.frame, *state],
+        [photos_, tiles, *editor.crop],
+        problem,
+        **last,
     )
-    remove.click(drop_one, [photos_, chosen_], all_, **quick)
-    return photos_
+    explaining(
+        editor.caption.input, write, [editor.caption, *state], [photos_, tiles], problem, **last
+    )
+    explaining(editor.remove.click, drop_one, [photos_, chosen_, key_], shown, problem, **quick)
+    return dropped
 
 
-def _slider(label: str, low: float, high: float, value: float, info: str, name: str) -> gr.Slider:
+def _build_editor(services: Services) -> _Editor:
+    with gr.Column(visible=False, elem_id="train-crop") as column:
+        frame = crop_frame()
+        caption = gr.Textbox(
+            label="Caption of this photo",
+            info="What it shows, rare word included; empty: the instance prompt.",
+            placeholder="a photo of sks dog on a sofa",
+            max_length=services.limits.max_prompt_length,
+            elem_id="train-caption",
+        )
+        with gr.Row():
+            crop = [
+                _slider("Left to right", 0, 1, 0.5, "x"),
+                _slider("Top to bottom", 0, 1, 0.5, "y"),
+                _slider("Zoom", 1, MAX_ZOOM, 1, "zoom"),
+            ]
+        remove = gr.Button("Remove this photo", size="sm", elem_id="train-remove")
+    return _Editor(frame, crop, caption, remove, column, None)
+
+
+def _slider(label: str, low: float, high: float, value: float, name: str) -> gr.Slider:
     return gr.Slider(
         low,
         high,
         value=value,
         step=0.01,
         label=label,
-        info=info,
-        min_width=120,
+        min_width=100,
         elem_id=f"train-crop-{name}",
     )
 
 
-def _show(photos: list[CroppedPhoto], chosen: int) -> tuple[Any, ...]:
-    """Updates of everything but the drop zone: photos, choice, tiles, editor, frame, sliders."""
-    tiles = gr.update(value=[_tile(photo) for photo in photos], visible=bool(photos))
-    edited = _edit(photos[chosen]) if photos else (gr.skip(),) * 4
-    return photos, chosen, tiles, gr.update(visible=bool(photos)), *edited
-
-
 def _edit(photo: CroppedPhoto) -> tuple[Any, ...]:
-    """Updates of frame and sliders."""
-    return _frame(photo), photo.crop.x, photo.crop.y, photo.crop.zoom
+    """Values of frame, sliders and caption."""
+    return framed(photo), photo.crop.x, photo.crop.y, photo.crop.zoom, photo.caption
 
 
-def _frame(photo: CroppedPhoto) -> Any:
-    picture = ImageOps.contain(photo.framed(), (_FRAME, _FRAME), Image.Resampling.LANCZOS)
-    return gr.update(value=picture, label=photo.name)
-
-
-def _tile(photo: CroppedPhoto) -> Image.Image:
-    return ImageOps.contain(photo.square(), (_TILE, _TILE), Image.Resampling.LANCZOS)
+def _tile(photo: CroppedPhoto) -> tuple[Image.Image, str]:
+    square = ImageOps.contain(photo.square(), (_TILE, _TILE), Image.Resampling.LANCZOS)
+    return square, photo.caption or _NO_CAPTION
 
 
 def _refused(refusals: Sequence[Refusal]) -> Any:
     """The files that were refused, by name, as HTML; hidden where there are none."""
     lines = "".join(f"<li>{html.escape(str(refusal))}</li>" for refusal in refusals)
-    text = f'<div role="alert">Not taken:<ul>{lines}</ul></div>'
+    text = f'<div class="problem" role="alert">Not taken:<ul>{lines}</ul></div>'
     return gr.update(value=text, visible=bool(refusals))

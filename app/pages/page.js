@@ -1,0 +1,53 @@
+/* What pages do beyond Gradio: problems at their fields. */
+window.svfit = (() => {
+  const soon = () => new Promise(seen => requestAnimationFrame(() => requestAnimationFrame(seen)));
+
+  const inputOf = block =>
+    block.querySelector("textarea, input:not([type=file]):not([type=hidden])") ??
+    block.querySelector("button, input");
+
+  /** The block of a field; folded settings are opened for it. */
+  async function blockOf(page, field) {
+    const find = () => document.getElementById(`${page}-${field}`);
+    if (!find()?.checkVisibility()) {
+      const folds = document.querySelectorAll(
+        `[id^="${page}-"] button.label-wrap:not(.open)`);
+      for (const fold of folds) {
+        fold.click();
+        for (let i = 0; i < 20 && !find()?.checkVisibility(); i++) await soon();
+        if (find()?.checkVisibility()) break;
+        fold.click();
+      }
+    }
+    return find();
+  }
+
+  function unmark(input) {
+    const note = document.getElementById(input.getAttribute("aria-describedby"));
+    input.removeAttribute("aria-invalid");
+    input.removeAttribute("aria-describedby");
+    note?.remove();
+  }
+
+  /** Mark the field that a problem names, with its sentence, and go there; unmark all others. */
+  async function mark(page, text) {
+    document.querySelectorAll(`[id^="${page}-"] [aria-invalid=true]`).forEach(unmark);
+    const problem = new DOMParser().parseFromString(text ?? "", "text/html").querySelector(".problem");
+    if (!problem?.dataset.field) return;
+    const block = await blockOf(page, problem.dataset.field);
+    if (!block) return;
+    const input = inputOf(block);
+    const note = document.createElement("p");
+    note.id = `${block.id}-problem`;
+    note.className = "field-problem";
+    note.textContent = problem.textContent;
+    block.append(note);
+    input.setAttribute("aria-invalid", "true");
+    input.setAttribute("aria-describedby", note.id);
+    block.addEventListener("input", () => unmark(input), {once: true});
+    input.focus({preventScroll: true});
+    block.scrollIntoView({block: "center"});
+  }
+
+  return {mark};
+})();
