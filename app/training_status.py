@@ -28,7 +28,7 @@ class Stage(Enum):
         return self in (Stage.FINISHED, Stage.STOPPED, Stage.FAILED)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
     """Pictures drawn while training, and what they were drawn with.
 

@@ -32,12 +32,13 @@ def crop_frame() -> gr.HTML:
     )
 
 
-def framed(photo: CroppedPhoto) -> dict[str, Any]:
-    """The frame's value for a photo."""
+def framed(photo: CroppedPhoto, index: int) -> dict[str, Any]:
+    """The frame's value for a photo, the one at `index` among all."""
     picture = ImageOps.contain(photo.image, (_SIDE, _SIDE), Image.Resampling.LANCZOS)
     width, height = photo.image.size
     left, top, right, bottom = photo.crop.box(photo.image.size)
     return {
+        "index": index,
         "src": _data_url(picture),
         "alt": "The photo, and the square of it that is learned",
         "width": width,

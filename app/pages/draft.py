@@ -9,19 +9,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
-from gradio.components import Component
 
 _PRIVATE: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 
 
-def keep_draft(
-    fields: Sequence[Component], set_by_others: Sequence[Any], page: str
-) -> Callable[[Callable[..., Any]], Any]:
+def keep_draft(fields: Sequence[Any], page: str) -> Callable[[Callable[..., Any]], Any]:
     """Keep the values of a form's fields in the browser.
 
     Args:
         fields: of the form.
-        set_by_others: events after which one of them has another value that nobody typed.
         page: names the draft.
 
     Returns:
@@ -29,10 +25,8 @@ def keep_draft(
     """
     draft = gr.BrowserState(storage_key=f"svfit-draft-{page}", secret="svfit")
     collect: dict[str, Any] = {"js": "(...values) => [values]", **_PRIVATE}
-    typed = [field.input for field in fields if hasattr(field, "input")]
-    gr.on(typed, None, list(fields), draft, **collect)
-    for event in set_by_others:
-        event.then(None, list(fields), draft, **collect)
+    # Not when they get an input: to a text box, a text that is pasted is none.
+    gr.on([field.change for field in fields], None, list(fields), draft, **collect)
 
     def restore(load: Callable[..., Any]) -> Any:
         return load(

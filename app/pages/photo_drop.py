@@ -18,7 +18,6 @@ from .crop_frame import crop_frame, dragged, framed
 from .problems import explaining, problem_place
 
 _TILE = 160
-_NO_CAPTION = "instance prompt"
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,10 @@ class PhotoDrop:
     shelf: PhotoShelf
 
     def show(self, photos: list[CroppedPhoto], chosen: int = 0) -> tuple[Any, ...]:
-        """Values of `shown`: photos, choice, tiles, editor, frame, sliders, caption."""
+        """Values of `shown`: photos, tiles, editor, frame, sliders, caption."""
         tiles = gr.update(value=[_tile(photo) for photo in photos], visible=bool(photos))
-        edited = _edit(photos[chosen]) if photos else (gr.skip(),) * 5
-        return photos, chosen, tiles, gr.update(visible=bool(photos)), *edited
+        edited = _edit(photos, chosen) if photos else (gr.skip(),) * 5
+        return photos, tiles, gr.update(visible=bool(photos)), *edited
 
     def restore(self, load: Callable[..., Any]) -> None:
         """Bring back what the visitor dropped before the page was loaded."""
@@ -76,7 +75,7 @@ class _Editor:
 def photo_drop(services: Services) -> PhotoDrop:
     """Build the drop zone, the squares and the editor of a photo."""
     limits, shelf = services.limits, PhotoShelf(services.limits)
-    photos_, chosen_ = gr.State([]), gr.State(0)
+    photos_ = gr.State([])
     key_ = gr.BrowserState(storage_key="svfit-photos", secret="svfit")
     gr.HTML(
         f"Drop {limits.min_photos} to {limits.max_photos} photos of one subject: sharp, from "
@@ -108,7 +107,6 @@ def photo_drop(services: Services) -> PhotoDrop:
     problem = problem_place("train", "photo-problem")
     shown: list[Any] = [
         photos_,
-        chosen_,
         tiles,
         editor.column,
         editor.frame,
@@ -121,40 +119,51 @@ def photo_drop(services: Services) -> PhotoDrop:
         new, refusals = take_in([Path(file) for file in files], limits, len(photos))
         photos = [*photos, *new]
         shelf.put(key, photos)
-        chosen = max(0, len(photos) - len(new))
-        return None, _refused(refusals), *dropped.show(photos, chosen)
+        first = max(0, len(photos) - len(new))
+        return None, _refused(refusals), *dropped.show(photos, first)
 
     def choose(event: gr.SelectData, photos: list[CroppedPhoto]) -> tuple[Any, ...]:
-        return event.index, *_edit(photos[event.index])
+        return _edit(photos, event.index)
+
+    def chosen(frame: dict[str, Any], photos: list[CroppedPhoto], *_: Any) -> CroppedPhoto:
+        return photos[frame["index"]]
 
     def changed(
-        photo: CroppedPhoto, photos: list[CroppedPhoto], chosen: int, shown: list[Any], key: object
+        photo: CroppedPhoto,
+        frame: dict[str, Any],
+        photos: list[CroppedPhoto],
+        shown: list[Any],
+        key: object,
     ) -> tuple[Any, ...]:
-        photos = [*photos[:chosen], photo, *photos[chosen + 1 :]]
+        index = frame["index"]
+        photos = [*photos[:index], photo, *photos[index + 1 :]]
         shelf.put(key, photos)
         # The other tiles stay the files they are, or they would be written while they are read.
         tiles = list(shown)
-        tiles[chosen] = _tile(photo)
+        tiles[index] = _tile(photo)
         return photos, tiles
 
     def adjust(x: float, y: float, zoom: float, *state: Any) -> tuple[Any, ...]:
-        photos, chosen, *_ = state
-        photo = photos[chosen].with_crop(Crop(x, y, zoom))
-        return *changed(photo, *state), framed(photo)
+        photo = chosen(*state).with_crop(Crop(x, y, zoom))
+        return *changed(photo, *state), framed(photo, state[0]["index"])
 
-    def drag(frame: dict[str, Any], *state: Any) -> tuple[Any, ...]:
-        photos, chosen, *_ = state
-        photo = photos[chosen].with_crop(dragged(frame))
+    def drag(*state: Any) -> tuple[Any, ...]:
+        photo = chosen(*state).with_crop(dragged(state[0]))
         return *changed(photo, *state), photo.crop.x, photo.crop.y, photo.crop.zoom
 
     def write(caption: str, *state: Any) -> tuple[Any, ...]:
-        photos, chosen, *_ = state
-        return changed(photos[chosen].with_caption(caption), *state)
+        if not state[0]:  # no photo any more
+            return gr.skip(), gr.skip()
+        photo = chosen(*state).with_caption(caption)
+        if photo == chosen(*state):  # another photo was chosen, and its caption is shown
+            return gr.skip(), gr.skip()
+        return changed(photo, *state)
 
-    def drop_one(photos: list[CroppedPhoto], chosen: int, key: object) -> tuple[Any, ...]:
-        photos = [photo for i, photo in enumerate(photos) if i != chosen]
+    def drop_one(frame: dict[str, Any], photos: list[CroppedPhoto], key: object) -> tuple[Any, ...]:
+        gone = frame["index"]
+        photos = [photo for i, photo in enumerate(photos) if i != gone]
         shelf.put(key, photos)
-        return dropped.show(photos, max(0, min(chosen, len(photos) - 1)))
+        return dropped.show(photos, max(0, min(gone, len(photos) - 1)))
 
     explaining(
         drop.upload,
@@ -167,8 +176,9 @@ def photo_drop(services: Services) -> PhotoDrop:
     )
     quick: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
     last: dict[str, Any] = {"trigger_mode": "always_last", **quick}
-    state = [photos_, chosen_, tiles, key_]
-    edited = [chosen_, editor.frame, *editor.crop, editor.caption]
+    # The browser says which photo is meant, by its frame: an answer that sets another may be late.
+    state = [editor.frame, photos_, tiles, key_]
+    edited = [editor.frame, *editor.crop, editor.caption]
     explaining(tiles.select, choose, photos_, edited, problem, **quick)
     for slider in editor.crop:
         explaining(
@@ -182,15 +192,17 @@ def photo_drop(services: Services) -> PhotoDrop:
     explaining(
         editor.frame.input,
         drag,
-        [editor.frame, *state],
+        state,
         [photos_, tiles, *editor.crop],
         problem,
         **last,
     )
     explaining(
-        editor.caption.input, write, [editor.caption, *state], [photos_, tiles], problem, **last
+        editor.caption.change, write, [editor.caption, *state], [photos_, tiles], problem, **last
     )
-    explaining(editor.remove.click, drop_one, [photos_, chosen_, key_], shown, problem, **quick)
+    explaining(
+        editor.remove.click, drop_one, [editor.frame, photos_, key_], shown, problem, **quick
+    )
     return dropped
 
 
@@ -226,14 +238,16 @@ def _slider(label: str, low: float, high: float, value: float, name: str) -> gr.
     )
 
 
-def _edit(photo: CroppedPhoto) -> tuple[Any, ...]:
+def _edit(photos: Sequence[CroppedPhoto], chosen: int) -> tuple[Any, ...]:
     """Values of frame, sliders and caption."""
-    return framed(photo), photo.crop.x, photo.crop.y, photo.crop.zoom, photo.caption
+    photo = photos[chosen]
+    crop = photo.crop
+    return framed(photo, chosen), crop.x, crop.y, crop.zoom, photo.caption
 
 
-def _tile(photo: CroppedPhoto) -> tuple[Image.Image, str]:
+def _tile(photo: CroppedPhoto) -> tuple[Image.Image, str | None]:
     square = ImageOps.contain(photo.square(), (_TILE, _TILE), Image.Resampling.LANCZOS)
-    return square, photo.caption or _NO_CAPTION
+    return square, photo.caption or None
 
 
 def _refused(refusals: Sequence[Refusal]) -> Any:

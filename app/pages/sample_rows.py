@@ -42,13 +42,17 @@ def rows(prompts: Sequence[str], samples: Sequence[Sample]) -> str:
 def _cells(prompt: str, samples: Sequence[Sample], place: int, row: int) -> str:
     alt = "“{}”, picture {}, {}"
     return "".join(
-        f"<td><img src='{_thumbnail(sample.images[place][row])}' width='{_SIDE}' height='{_SIDE}' "
+        f"<td><img src='{_thumbnails(sample)[place][row]}' width='{_SIDE}' height='{_SIDE}' "
         f"alt='{html.escape(alt.format(prompt, row + 1, step_name(sample.step)))}'></td>"
         for sample in samples
     )
 
 
-@functools.lru_cache(maxsize=256)  # every page that watches asks for the same
+@functools.lru_cache(maxsize=32)  # every page that watches asks for the same
+def _thumbnails(sample: Sample) -> list[list[str]]:
+    return [[_thumbnail(image) for image in images] for images in sample.images]
+
+
 def _thumbnail(image: Image.Image) -> str:
     small = image.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     data = io.BytesIO()

@@ -79,7 +79,7 @@ def build(services: Services, tab: gr.Tab) -> TrainPage | None:
     _wire_again(services, dropped, form, actions, view, problem)
     _wire_watching(services, actions, queue, view, choice)
     fields = [*form.components, form.preset]
-    draft = keep_draft(fields, form.set_by_others, "train")
+    draft = keep_draft(fields, "train")
     return TrainPage(actions.try_it, view.seen, [draft, dropped.restore])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,13 +31,11 @@ class TrainingForm:
             there.
         preset: sets some of them.
         derived: out of sight, the class prompt that follows from the instance prompt.
-        set_by_others: events after which a field has another value that nobody typed.
     """
 
     fields: dict[str, Component]
     preset: gr.Radio
     derived: gr.JSON
-    set_by_others: list[Any]
 
     @property
     def components(self) -> list[Component]:
@@ -54,7 +53,8 @@ class TrainingForm:
     def filled(self, choices: TrainingChoices) -> list[Any]:
         """Values for `components` that say the same as `choices`."""
         derived = {"text": class_prompt_of(choices.instance_prompt), "before": ""}
-        return [*(getattr(choices, name) for name in self.fields), derived]
+        said = dataclasses.asdict(choices) | {"target": list(choices.target)}
+        return [*(said[name] for name in self.fields), derived]
 
 
 def build_form(services: Services) -> TrainingForm:
@@ -91,15 +91,15 @@ def build_form(services: Services) -> TrainingForm:
     with gr.Accordion("Advanced settings", open=False, elem_id="train-advanced"):
         fields |= build_advanced(services)
     derived = gr.JSON({"text": "", "before": ""}, visible=False)
-    return TrainingForm(
-        fields, preset, derived, [_wire_preset(preset, fields), _wire_derived(derived, fields)]
-    )
+    _wire_preset(preset, fields)
+    _wire_derived(derived, fields)
+    return TrainingForm(fields, preset, derived)
 
 
-def _wire_preset(preset: gr.Radio, fields: Mapping[str, Any]) -> Any:
+def _wire_preset(preset: gr.Radio, fields: Mapping[str, Any]) -> None:
     # In the browser alone, so that a click on Train right after finds the new values.
     values = {key: [p.steps, p.learning_rate, p.prior_preservation] for key, p in PRESETS.items()}
-    return preset.input(
+    preset.input(
         None,
         preset,
         [fields["steps"], fields["learning_rate"], fields["prior_preservation"]],
@@ -108,9 +108,10 @@ def _wire_preset(preset: gr.Radio, fields: Mapping[str, Any]) -> Any:
     )
 
 
-def _wire_derived(derived: gr.JSON, fields: Mapping[str, Any]) -> Any:
+def _wire_derived(derived: gr.JSON, fields: Mapping[str, Any]) -> None:
     private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    fields["instance_prompt"].input(
+    # Not its input, which what is pasted is none of.
+    fields["instance_prompt"].change(
         lambda prompt, news: {"text": class_prompt_of(prompt), "before": news["text"]},
         [fields["instance_prompt"], derived],
         derived,
@@ -118,6 +119,6 @@ def _wire_derived(derived: gr.JSON, fields: Mapping[str, Any]) -> Any:
         trigger_mode="always_last",
         **private,
     )
-    return derived.change(
+    derived.change(
         None, [derived, fields["class_prompt"]], fields["class_prompt"], js=_FOLLOW, **private
     )
