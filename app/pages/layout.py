@@ -9,6 +9,7 @@ import gradio as gr
 
 from ..services import Services
 from . import compare, generate, inspect, train
+from .draft import build_memory
 from .try_it import wire_try_it
 
 _FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
@@ -60,13 +61,14 @@ def build_app(services: Services) -> gr.Blocks:
             "# svfit-diffusion\nTeach a picture model your subject, then draw it.",
             elem_id="title",
         )
+        memory = build_memory()
         with gr.Tabs() as tabs:
             with gr.Tab("Generate", id="generate") as tab:
                 generate_parts = generate.build(services, tab)
             with gr.Tab("Compare", id="compare") as tab:
                 compare.build(services, tab)
             with gr.Tab("Train", id="train") as tab:
-                train_page = train.build(services, tab)
+                train_page = train.build(services, tab, memory)
             with gr.Tab("Inspect", id="inspect") as tab:
                 inspect.build(services, tab)
         if train_page is not None:

@@ -72,11 +72,14 @@ class _Editor:
     describe: gr.Button | None
 
 
-def photo_drop(services: Services) -> PhotoDrop:
-    """Build the drop zone, the squares and the editor of a photo."""
+def photo_drop(services: Services, key_: gr.BrowserState) -> PhotoDrop:
+    """Build the drop zone, the squares and the editor of a photo.
+
+    Args:
+        key_: keeps a `PhotoShelf` key.
+    """
     limits, shelf = services.limits, PhotoShelf(services.limits)
     photos_ = gr.State([])
-    key_ = gr.BrowserState(storage_key="svfit-photos", secret="svfit")
     gr.HTML(
         f"Drop {limits.min_photos} to {limits.max_photos} photos of one subject: sharp, from "
         "several sides, nothing else of its kind in the picture.",
@@ -155,7 +158,9 @@ def photo_drop(services: Services) -> PhotoDrop:
         if not state[0]:  # no photo any more
             return gr.skip(), gr.skip()
         photo = chosen(*state).with_caption(caption)
-        if photo == chosen(*state):  # another photo was chosen, and its caption is shown
+        if (
+            photo.caption == chosen(*state).caption
+        ):  # another photo was chosen, and its caption is shown
             return gr.skip(), gr.skip()
         return changed(photo, *state)
 

@@ -17,7 +17,7 @@ from ..presets import PRESETS
 from ..services import Services
 from ..training_choices import TrainingChoices, choices_of
 from .adapter_choice import AdapterChoice, news
-from .draft import keep_draft
+from .draft import Memory, keep_draft
 from .messages import said, status
 from .photo_drop import PhotoDrop, photo_drop
 from .problems import explaining, problem_place
@@ -56,7 +56,7 @@ class TrainPage:
     restore: list[Callable[[Callable[..., Any]], Any]]
 
 
-def build(services: Services, tab: gr.Tab) -> TrainPage | None:
+def build(services: Services, tab: gr.Tab, memory: Memory) -> TrainPage | None:
     """Build the page inside the current tab; None where nothing can be trained."""
     with gr.Row():
         with gr.Column(scale=5, min_width=320):
@@ -67,7 +67,7 @@ def build(services: Services, tab: gr.Tab) -> TrainPage | None:
                 )
                 your_adapters(services, tab)
                 return None
-            dropped = photo_drop(services)
+            dropped = photo_drop(services, memory.photos)
             form = build_form(services)
             actions = _build_actions()
             problem = problem_place("train")
@@ -79,7 +79,7 @@ def build(services: Services, tab: gr.Tab) -> TrainPage | None:
     _wire_again(services, dropped, form, actions, view, problem)
     _wire_watching(services, actions, queue, view, choice)
     fields = [*form.components, form.preset]
-    draft = keep_draft(fields, "train")
+    draft = keep_draft(fields, memory.form)
     return TrainPage(actions.try_it, view.seen, [draft, dropped.restore])
 
 
