@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Any, cast
 
 from svfit_diffusion.spectrum.rank import parse_rank
 from svfit_diffusion.training import TrainingConfig
 from svfit_diffusion.training.checks import training_resolution
 
+from .base_model import BaseModel
 from .class_prompts import class_prompt_of
-from .drawing import Drawing
 from .errors import SettingError, at_field
 from .library import AdapterLibrary
 from .presets import DEFAULT_PRESET, PRESETS
 from .settings import Limits
+from .training_machine import AUTO, TrainingMachine
 
 SAMPLES_PER_RUN = 5
 """How often pictures are drawn on the way, after those of the base model."""
@@ -46,6 +48,10 @@ class TrainingChoices:
         class_images: how many of them.
         resolution: side in pixels; 0 for the base model's own.
         seed: of everything random; 0 for a new one.
+        precision: of the frozen base, one of `PRECISION_NAMES`.
+        checkpointing: whether to compute again instead of keeping, one of `SWITCH`.
+        offload: whether to have models on the device one after the other, one of `SWITCH`.
+        eight_bit: whether the optimizer's state has 8 bits.
         watched_prompts: drawn while it trains, one a line; empty: the instance prompt.
         guidance_scale: of these pictures; None for the usual.
         watched_steps: sampling steps of these pictures; None for the usual.
@@ -63,6 +69,10 @@ class TrainingChoices:
     class_images: float | None = 48
     resolution: float | None = 0
     seed: float | None = 0
+    precision: str = AUTO
+    checkpointing: str = AUTO
+    offload: str = AUTO
+    eight_bit: bool = False
     watched_prompts: str = ""
     guidance_scale: float | None = None
     watched_steps: float | None = None
@@ -72,13 +82,14 @@ class TrainingChoices:
         with at_field("name"):
             AdapterLibrary.check_name(self.name)
 
-    def config(self, limits: Limits, drawing: Drawing) -> TrainingConfig:
-        """The settings of the training, checked in the order of the form.
+    def config(self, limits: Limits, base: BaseModel) -> TrainingConfig:
+        """The settings of the training on a base model, checked in the order of the form.
 
         Raises:
             SettingError: one cannot be used; `field` says which.
         """
-        usual = drawing.sampling
+        drawing, usual = base.drawing, base.drawing.sampling
+        machine = TrainingMachine(base.device, drawing.family)
         prompt = _prompt("instance-prompt", self.instance_prompt, limits)
         if not prompt:
             raise SettingError(
@@ -104,6 +115,9 @@ class TrainingChoices:
             with at_field("resolution"):
                 training_resolution(drawing.family, side or None)
         seed = _whole("Seed", "seed", self.seed, 0, MAX_SEED)
+        precision = machine.precision(self.precision)
+        recompute = machine.checkpointing(self.checkpointing, precision)
+        offload = machine.offload(self.offload, precision)
         watched = _watched(self.watched_prompts, limits) or [prompt]
         sampling = usual.steps if self.watched_steps is None else self.watched_steps
         sampling = _whole("Sampling steps", "watched-steps", sampling, 1, limits.max_steps)
@@ -123,15 +137,15 @@ class TrainingChoices:
                 num_class_images=images,
                 resolution=side or min(drawing.native_size, limits.max_side),
                 seed=seed or None,
+                mixed_precision=cast(Any, precision),
+                gradient_checkpointing=recompute,
+                offload=offload,
+                use_8bit_adam=self.eight_bit,
                 validation_prompt=watched,
                 validation_steps=max(1, steps // SAMPLES_PER_RUN),
                 guidance_scale=guidance,
                 num_inference_steps=sampling,
             )
-
-
-FIELDS = tuple(field.name for field in fields(TrainingChoices))
-"""Names of what is chosen."""
 
 
 def choices_of(name: str, config: TrainingConfig) -> TrainingChoices:
@@ -149,6 +163,10 @@ def choices_of(name: str, config: TrainingConfig) -> TrainingChoices:
         class_images=config.num_class_images,
         resolution=config.resolution,
         seed=config.seed or 0,
+        precision=config.mixed_precision or AUTO,
+        checkpointing="on" if config.gradient_checkpointing else "off",
+        offload="on" if config.offload else "off",
+        eight_bit=config.use_8bit_adam,
         watched_prompts="\n".join(config.validation_prompt),
         guidance_scale=config.guidance_scale,
         watched_steps=config.num_inference_steps,

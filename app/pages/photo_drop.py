@@ -25,12 +25,14 @@ class PhotoDrop:
     """Where photos are dropped.
 
     Attributes:
+        drop: where files are dropped.
         photos: those taken in, a list of `CroppedPhoto`.
         key: a `PhotoShelf` key, kept in the browser.
         shown: all that follows from `photos`, to be set by `show`.
         shelf: keeps the photos over a reload.
     """
 
+    drop: gr.File
     photos: gr.State
     key: gr.BrowserState
     shown: list[Any]
@@ -116,7 +118,7 @@ def photo_drop(services: Services, key_: gr.BrowserState) -> PhotoDrop:
         *editor.crop,
         editor.caption,
     ]
-    dropped = PhotoDrop(photos_, key_, shown, shelf)
+    dropped = PhotoDrop(drop, photos_, key_, shown, shelf)
 
     def take(files: list[str], photos: list[CroppedPhoto], key: object) -> tuple[Any, ...]:
         new, refusals = take_in([Path(file) for file in files], limits, len(photos))

@@ -21,6 +21,7 @@ from .draft import Memory, keep_draft
 from .messages import said, status
 from .photo_drop import PhotoDrop, photo_drop
 from .problems import explaining, problem_place
+from .training_api import build_api
 from .training_form import TrainingForm, build_form
 from .training_queue import TrainingQueue, build_queue, waiting
 from .training_view import IDLE, TrainingView, build_view, line
@@ -78,6 +79,7 @@ def build(services: Services, tab: gr.Tab, memory: Memory) -> TrainPage | None:
     _wire_start(services, dropped, form, actions, problem)
     _wire_again(services, dropped, form, actions, view, problem)
     _wire_watching(services, actions, queue, view, choice)
+    build_api(services, dropped.drop, form)
     fields = [*form.components, form.preset]
     draft = keep_draft(fields, memory.form)
     return TrainPage(actions.try_it, view.seen, [draft, dropped.restore])
@@ -103,7 +105,7 @@ def _wire_start(
     actions: _Actions,
     problem: gr.HTML,
 ) -> None:
-    jobs, limits, drawing = services.jobs, services.limits, services.base.drawing
+    jobs, limits, base = services.jobs, services.limits, services.base
 
     def start(values: dict[Component, Any]) -> str:
         """Check what is asked for, in the order of the page, and begin or queue it."""
@@ -111,7 +113,7 @@ def _wire_start(
         choices = form.choices(values)
         jobs.check_photos(len(photos))
         choices.check_name()
-        run = jobs.start(choices.name, photos, choices.config(limits, drawing))
+        run = jobs.start(choices.name, photos, choices.config(limits, base))
         place = next((i for i, row in enumerate(jobs.waiting(), 1) if row.run == run), 0)
         if not place:
             return status("Training …")

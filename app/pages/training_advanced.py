@@ -10,6 +10,7 @@ from svfit_diffusion.training.checks import trained_text_encoders
 from ..presets import DEFAULT_PRESET, PRESETS
 from ..services import Services
 from ..training_choices import MAX_WATCHED, TrainingChoices
+from ..training_machine import AUTO, PRECISION_NAMES, SWITCH, TrainingMachine
 
 _TARGETS = [
     ("attention (queries, keys, values, outputs)", "attention"),
@@ -35,7 +36,7 @@ def build_advanced(services: Services) -> dict[str, Component]:
         fields["seed"] = _number(
             "Seed", 0, "The same seed and photos give the same adapter; 0 draws a new one.", "seed"
         )
-    return fields | _build_watching(services)
+    return fields | _build_machine(services) | _build_watching(services)
 
 
 def _build_learning() -> dict[str, Component]:
@@ -90,6 +91,47 @@ def _build_class(services: Services) -> dict[str, Component]:
             TrainingChoices.class_images,
             "Drawn once per class prompt; 50 to 200.",
             "class-images",
+        )
+    return fields
+
+
+def _build_machine(services: Services) -> dict[str, Component]:
+    with gr.Row():
+        precision = gr.Dropdown(
+            list(PRECISION_NAMES),
+            value=AUTO,
+            label="Precision",
+            info="Of the frozen model; auto: 16 bits on a GPU, 32 on a CPU.",
+            min_width=140,
+            elem_id="train-precision",
+        )
+        checkpointing = gr.Dropdown(
+            list(SWITCH),
+            value=AUTO,
+            label="Gradient checkpointing",
+            info="Less memory, slower steps; auto: where memory is short.",
+            min_width=140,
+            elem_id="train-checkpointing",
+        )
+        offload = gr.Dropdown(
+            list(SWITCH),
+            value=AUTO,
+            label="Offloading",
+            info="Models on the device one by one; auto: where memory is short.",
+            min_width=140,
+            elem_id="train-offload",
+        )
+    fields: dict[str, Component] = {
+        "precision": precision,
+        "checkpointing": checkpointing,
+        "offload": offload,
+    }
+    if TrainingMachine(services.base.device, services.base.drawing.family).has_8_bit:
+        fields["eight_bit"] = gr.Checkbox(
+            False,
+            label="8-bit optimizer",
+            info="Saves little: there is state for singular values alone.",
+            elem_id="train-eight-bit",
         )
     return fields
 
