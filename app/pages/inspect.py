@@ -45,7 +45,7 @@ def build(services: Services, tab: gr.Tab) -> None:
             table = gr.HTML(elem_id="inspect-facts", apply_default_css=False)
             _build_exports(services, adapter_)
         with gr.Column(scale=6, min_width=320):
-            gr.Markdown("### What moved most")
+            gr.Markdown("## What moved most")
             moved = gr.HTML(elem_id="inspect-moved")
     inspected_ = gr.State(None)
     layer_ = _build_layer(services, inspected_)
@@ -108,7 +108,7 @@ def _build_exports(services: Services, adapter_: gr.Dropdown) -> None:
 
 def _build_layer(services: Services, inspected_: gr.State) -> gr.Dropdown:
     """One layer: its singular values, their shifts, and what the weight keeps of itself."""
-    gr.Markdown("### One layer")
+    gr.Markdown("## One layer")
     layer_ = gr.Dropdown(
         label="Layer",
         info="The one that moved most comes first.",

@@ -22,7 +22,7 @@ _SEEN_SIDE = 256
 
 def build_picture(services: Services, tab: gr.Tab) -> None:
     """What the singular values of a picture carry, as in figure 1 of the SVFit paper."""
-    gr.Markdown("### A picture, as its singular values make it")
+    gr.Markdown("## A picture, as its singular values make it")
     gr.HTML(
         "A picture is three matrices, red, green and blue. A few of their largest singular values "
         "carry most of what one sees, the smallest next to nothing. A weight is a matrix as well.",

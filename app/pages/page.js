@@ -1,4 +1,4 @@
-/* What pages do beyond Gradio: problems at their fields. */
+/* What pages do beyond Gradio: problems at their fields, arrow keys between tabs. */
 window.svfit = (() => {
   const soon = () => new Promise(seen => requestAnimationFrame(() => requestAnimationFrame(seen)));
 
@@ -48,6 +48,25 @@ window.svfit = (() => {
     input.focus({preventScroll: true});
     block.scrollIntoView({block: "center"});
   }
+
+  /** Arrow keys, Home and End move between the tabs, as ARIA's pattern for tabs has it. */
+  function moveTab(event) {
+    const list = event.target.closest?.("[role=tablist]");
+    if (!list || event.target.getAttribute("role") !== "tab") return;
+    const tabs = [...list.querySelectorAll("[role=tab]")].filter(tab => tab.checkVisibility());
+    const here = tabs.indexOf(event.target), last = tabs.length - 1;
+    const to = {
+      ArrowRight: here === last ? 0 : here + 1,
+      ArrowLeft: here === 0 ? last : here - 1,
+      Home: 0,
+      End: last,
+    }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    tabs[to].click();
+    tabs[to].focus();
+  }
+  document.addEventListener("keydown", moveTab);
 
   return {mark};
 })();

@@ -141,9 +141,8 @@ def large(now: TrainingStatus, step: float) -> Any:
     sample = now.sample(step)
     if sample is None:
         return gr.update(value=[], visible=False)
-    several = len(sample.images) > 1
     tiles = [
-        (image, f"{step_name(sample.step)}: {prompt}" if several else step_name(sample.step))
+        (image, f"{step_name(sample.step)}: {prompt}")
         for prompt, images in zip(now.config.validation_prompt, sample.images, strict=True)
         for image in images
     ]

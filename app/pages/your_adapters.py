@@ -33,7 +33,7 @@ def your_adapters(services: Services, tab: gr.Tab) -> AdapterChoice:
             download = gr.DownloadButton(
                 "Download", interactive=False, min_width=120, elem_id="train-download"
             )
-            delete = gr.Button("Delete", variant="stop", min_width=120, elem_id="train-delete")
+            delete = gr.Button("Delete", interactive=False, min_width=120, elem_id="train-delete")
         delete_problem = problem_place("train", "adapter-problem")
         name_ = gr.Textbox(
             label="New name",
@@ -45,9 +45,9 @@ def your_adapters(services: Services, tab: gr.Tab) -> AdapterChoice:
         )
         rename_problem = problem_place("train", "rename-problem")
 
-    def downloadable(name: str | None) -> Any:
+    def usable(name: str | None) -> tuple[Any, Any]:
         path = str(library.path(name)) if name else None
-        return gr.update(value=path, interactive=path is not None)
+        return gr.update(value=path, interactive=bool(path)), gr.update(interactive=bool(path))
 
     def renamed(name: str | None, new_name: str) -> tuple[Any, Any, str]:
         old = _chosen(name)
@@ -63,7 +63,7 @@ def your_adapters(services: Services, tab: gr.Tab) -> AdapterChoice:
 
     quick: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
     field, components = choice.field, choice.components
-    explaining(field.change, downloadable, field, download, delete_problem, **quick)
+    explaining(field.change, usable, field, [download, delete], delete_problem, **quick)
     explaining(name_.submit, renamed, [field, name_], [*components, name_], rename_problem, **quick)
     explaining(delete.click, deleted, field, components, delete_problem, js=_CONFIRM, **quick)
     return choice
