@@ -1,4 +1,4 @@
-/* What pages do beyond Gradio: problems at their fields, arrow keys between tabs. */
+/* What pages do beyond Gradio: problems at their fields, none in toasts, arrow keys between tabs. */
 window.svfit = (() => {
   const soon = () => new Promise(seen => requestAnimationFrame(() => requestAnimationFrame(seen)));
 
@@ -67,6 +67,34 @@ window.svfit = (() => {
     tabs[to].focus();
   }
   document.addEventListener("keydown", moveTab);
+
+  // Gradio's own errors, such as of a file that is too large, come as toasts over the page. They are
+  // put where the visitor did something last.
+  let last = null;
+  const remember = event => {
+    const place = event.target.closest?.(".block, button");
+    if (!place || event.target.closest(".toast-wrap")) return;
+    document.querySelectorAll(".problem.from-toast").forEach(old => old.remove());
+    last = place;
+  };
+  for (const kind of ["click", "drop", "change"]) document.addEventListener(kind, remember, true);
+
+  function stand(toast) {
+    const panel = [...document.querySelectorAll("[role=tabpanel]")].find(p => p.checkVisibility());
+    const place = last?.checkVisibility() ? last : panel?.querySelector(".status");
+    if (!place) return;
+    const problem = document.createElement("div");
+    problem.className = "problem from-toast";
+    problem.setAttribute("role", "alert");
+    problem.textContent = toast.querySelector(".toast-text")?.textContent ?? toast.textContent;
+    place.after(problem);
+    toast.querySelector("button")?.click();
+  }
+  new MutationObserver(changes => {
+    for (const {addedNodes} of changes) for (const node of addedNodes) {
+      node.querySelectorAll?.(".toast-body.error").forEach(stand);
+    }
+  }).observe(document.documentElement, {childList: true, subtree: true});
 
   return {mark};
 })();

@@ -17,6 +17,7 @@ from ..presets import PRESETS
 from ..services import Services
 from ..training_choices import TrainingChoices, choices_of
 from .adapter_choice import AdapterChoice, news
+from .auto_captions import wire_captions
 from .draft import Memory, keep_draft
 from .messages import said, status
 from .photo_drop import PhotoDrop, photo_drop
@@ -79,6 +80,8 @@ def build(services: Services, tab: gr.Tab, memory: Memory) -> TrainPage | None:
     _wire_start(services, dropped, form, actions, problem)
     _wire_again(services, dropped, form, actions, view, problem)
     _wire_watching(services, actions, queue, view, choice)
+    prompt = form.fields["instance_prompt"]
+    wire_captions(services, dropped, prompt, actions.line, problem)
     build_api(services, dropped.drop, form)
     fields = [*form.components, form.preset]
     draft = keep_draft(fields, memory.form)

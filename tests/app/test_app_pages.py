@@ -293,6 +293,19 @@ def test_every_kind_of_refusal_names_its_cause_in_place(page: Any, tmp_path: Pat
     assert page.get_by_test_id("toast-body").count() == 0
 
 
+def test_gradios_own_errors_stand_in_place_too(page: Any, tmp_path: Path) -> None:
+    open_tab(page, "Train")
+    large = tmp_path / "large.png"
+    large.write_bytes(bytes(Limits().max_file_bytes + 1))
+    page.set_input_files("#train-drop input[type=file]", large)
+    problem = page.locator("#train-drop + .problem")
+    problem.wait_for()
+    assert "size" in problem.inner_text()
+    page.get_by_test_id("toast-body").wait_for(state="detached")
+    page.click("#train-go")  # which has another
+    problem.wait_for(state="detached")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_is_wider_than_a_phone(visit: Callable[..., Any], scheme: str) -> None:
     page = visit(width=390, color_scheme=scheme)
