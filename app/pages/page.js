@@ -1,4 +1,4 @@
-/* What pages do beyond Gradio: problems at their fields, none in toasts, arrow keys between tabs. */
+/* What pages do beyond Gradio: problems in place, not in toasts; arrow keys between tabs. */
 window.svfit = (() => {
   const soon = () => new Promise(seen => requestAnimationFrame(() => requestAnimationFrame(seen)));
 
@@ -72,23 +72,25 @@ window.svfit = (() => {
   // put where the visitor did something last.
   let last = null;
   const remember = event => {
-    const place = event.target.closest?.(".block, button");
+    const place = event.target.closest?.(".block") ?? event.target.closest?.("button");
     if (!place || event.target.closest(".toast-wrap")) return;
     document.querySelectorAll(".problem.from-toast").forEach(old => old.remove());
     last = place;
   };
   for (const kind of ["click", "drop", "change"]) document.addEventListener(kind, remember, true);
 
-  function stand(toast) {
+  async function stand(toast) {
+    await soon();  // until it has its text
     const panel = [...document.querySelectorAll("[role=tabpanel]")].find(p => p.checkVisibility());
     const place = last?.checkVisibility() ? last : panel?.querySelector(".status");
     if (!place) return;
     const problem = document.createElement("div");
     problem.className = "problem from-toast";
     problem.setAttribute("role", "alert");
-    problem.textContent = toast.querySelector(".toast-text")?.textContent ?? toast.textContent;
+    const texts = [...toast.querySelectorAll(".toast-text, .toast-message, .toast-msg")];
+    problem.textContent = (texts.at(-1) ?? toast).textContent.trim();
     place.after(problem);
-    toast.querySelector("button")?.click();
+    toast.querySelector(".toast-close")?.click();
   }
   new MutationObserver(changes => {
     for (const {addedNodes} of changes) for (const node of addedNodes) {

@@ -300,7 +300,7 @@ def test_gradios_own_errors_stand_in_place_too(page: Any, tmp_path: Path) -> Non
     page.set_input_files("#train-drop input[type=file]", large)
     problem = page.locator("#train-drop + .problem")
     problem.wait_for()
-    assert "size" in problem.inner_text()
+    assert "File(s) exceed the maximum allowed size" in problem.inner_text()
     page.get_by_test_id("toast-body").wait_for(state="detached")
     page.click("#train-go")  # which has another
     problem.wait_for(state="detached")
