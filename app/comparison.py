@@ -94,7 +94,7 @@ def cells(settings: PictureSettings, x: Axis, y: Axis) -> list[list[PictureSetti
         raise SettingError(f"Both axes vary the {x.kind.value}; choose two different ones.")
     kinds = {x.kind, y.kind}
     if AxisKind.STRENGTH in kinds and AxisKind.ADAPTER not in kinds and not settings.adapters:
-        raise SettingError("Choose the adapter whose strength is to vary.")
+        raise SettingError("Choose the adapter whose strength is to vary.", "adapters")
     adapter_first = sorted((x.kind, y.kind), key=list(AxisKind).index)
     return [
         [

@@ -8,11 +8,25 @@ SVFitError
     └── BusyError        there is no room for more of this visitor at the moment
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from svfit_diffusion.errors import SVFitError
 
 
 class AppError(SVFitError):
-    """Base class of what the app tells its visitors."""
+    """Base class of what the app tells its visitors.
+
+    Args:
+        message: one plain sentence.
+        field: which field of the form is at fault, such as `instance-prompt`; `""` if none is.
+    """
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class SettingError(AppError, ValueError):
@@ -29,3 +43,21 @@ class LibraryError(AppError, ValueError):
 
 class BusyError(AppError):
     """There is no room for more of this visitor at the moment."""
+
+
+@contextmanager
+def at_field(field: str) -> Iterator[None]:
+    """Say of errors within which field of a form is at fault, with the first line of each.
+
+    Raises:
+        SettingError: for every `SVFitError`.
+    """
+    try:
+        yield
+    except SVFitError as error:
+        raise SettingError(first_line(error), field) from error
+
+
+def first_line(error: Exception) -> str:
+    """The sentence of an error, without what is listed below it."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-from PIL import Image
 
 from svfit_diffusion.training import TrainingConfig
 
-from .errors import AppError
+from .errors import BusyError
+from .photos import CroppedPhoto
+from .training_job import TrainingJob
 from .training_jobs import TrainingJobs
 from .training_status import TrainingStatus
 from .visitors import HOUSE, current_visitor
 
-_REMEMBERED = 20
-"""Visitors whose last training is kept to look at."""
+_WAITING = 2
+"""Trainings of one visitor that may wait."""
 
 
 class OwnedTrainings(TrainingJobs):
@@ -24,44 +23,30 @@ class OwnedTrainings(TrainingJobs):
     Whoever runs the app sees and stops any.
     """
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._last: dict[str, TrainingStatus] = {}
-
     def start(
-        self, adapter_name: str, squares: Sequence[Image.Image], config: TrainingConfig
-    ) -> None:
-        if self._is_busy() and not self._is_ones_own():
-            raise AppError(
-                "Another visitor's training is under way, and one training runs at a time: wait "
-                "until it has finished."
+        self, adapter_name: str, photos: Sequence[CroppedPhoto], config: TrainingConfig
+    ) -> str:
+        """As `TrainingJobs.start`; `BusyError` where enough of one's own are waiting."""
+        if current_visitor().owner != HOUSE and len(self.waiting()) >= _WAITING:
+            raise BusyError(
+                f"{_WAITING} trainings of yours are waiting, as many as one visitor may have: "
+                f"wait for one of them, or take it off."
             )
-        self._remember()
-        super().start(adapter_name, squares, config)
+        return super().start(adapter_name, photos, config)
 
-    def stop(self) -> None:
-        if self._is_ones_own():
-            super().stop()
+    def status(self, run: str | None = None) -> TrainingStatus | None:
+        if run is not None:
+            return super().status(run)
+        begun = self._begun()
+        own = [job for job in begun if self._may(job)]
+        if own:
+            return own[-1].status
+        return begun[-1].status.from_elsewhere() if begun else None
 
-    def status(self) -> TrainingStatus | None:
-        if self._job is None or self._is_ones_own():
-            return super().status()
-        return self._last.get(current_visitor().owner) or self._job.status.from_elsewhere()
+    def waiting(self) -> list[TrainingStatus]:
+        """One's own of those that wait for their turn, the next first."""
+        with self._lock:
+            return [job.status for job in self._waiting if self._may(job)]
 
-    def _is_busy(self) -> bool:
-        return self._job is not None and self._job.is_alive()
-
-    def _is_ones_own(self) -> bool:
-        return self._job is not None and current_visitor().owner in (
-            self._job.visitor.owner,
-            HOUSE,
-        )
-
-    def _remember(self) -> None:
-        """Keep what the training before came to, for who started it."""
-        if self._job is None or self._is_busy():
-            return
-        self._last.pop(self._job.visitor.owner, None)
-        self._last[self._job.visitor.owner] = self._job.status
-        while len(self._last) > _REMEMBERED:
-            del self._last[next(iter(self._last))]
+    def _may(self, job: TrainingJob) -> bool:
+        return current_visitor().owner in (job.visitor.owner, HOUSE)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageOps
 
 from svfit_diffusion.errors import DataError
 from svfit_diffusion.training.reading import opened, rgb
@@ -65,26 +65,27 @@ class CroppedPhoto:
         name: the file's name, to show.
         image: RGB, upright, whole.
         crop: the square; the largest in the middle at first.
+        caption: what the photo shows, learned in place of the instance prompt; `""` for that.
+        file: where the upload lies, as long as it does.
     """
 
     name: str
     image: Image.Image
     crop: Crop = Crop()
+    caption: str = ""
+    file: Path | None = None
 
     def with_crop(self, crop: Crop) -> CroppedPhoto:
         """The same photo with another square."""
         return dataclasses.replace(self, crop=crop)
 
+    def with_caption(self, caption: str) -> CroppedPhoto:
+        """The same photo with another caption."""
+        return dataclasses.replace(self, caption=" ".join(caption.split()))
+
     def square(self) -> Image.Image:
         """The square, at its own resolution."""
         return self.image.crop(self.crop.box(self.image.size))
-
-    def framed(self) -> Image.Image:
-        """The whole photo, dark where the square is not."""
-        framed = ImageEnhance.Brightness(self.image).enhance(0.3)
-        box = self.crop.box(self.image.size)
-        framed.paste(self.image.crop(box), box)
-        return framed
 
 
 @dataclass(frozen=True)
@@ -125,16 +126,19 @@ def take_in(
             )
             continue
         try:
-            photos.append(CroppedPhoto(file.name, _SHELF.photo(file, limits)))
+            photos.append(CroppedPhoto(file.name, _SHELF.photo(file, limits), file=file))
         except DataError as error:
             refusals.append(Refusal(file.name, str(error)))
     return photos, refusals
 
 
-def write_squares(squares: Sequence[Image.Image], folder: Path) -> None:
-    """Write pictures into a folder as `00.png`, `01.png`, …"""
-    for number, square in enumerate(squares):
-        square.save(folder / f"{number:02d}.png")
+def write_photos(photos: Sequence[CroppedPhoto], folder: Path) -> None:
+    """Write squares into a folder as `00.png`, `01.png`, …, and captions beside them."""
+    for number, photo in enumerate(photos):
+        path = folder / f"{number:02d}.png"
+        photo.square().save(path)
+        if photo.caption:
+            path.with_suffix(".txt").write_text(photo.caption, encoding="utf-8")
 
 
 class _Shelf:

@@ -29,3 +29,4 @@ PRESETS = {
     "balanced": Preset(steps=DEFAULT_STEPS, learning_rate=_RATE, prior_preservation=True),
     "thorough": Preset(steps=1000, learning_rate=_RATE, prior_preservation=True),
 }
+DEFAULT_PRESET = "balanced"

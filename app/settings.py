@@ -51,6 +51,7 @@ class Limits:
     max_all_megabytes: int = _setting(10_000, "Uploads of all visitors within a day.")
     max_visitor_photo_megabytes: int = _setting(300, "Memory for the photos of one visitor.")
     max_all_photo_megabytes: int = _setting(2000, "Memory for the photos of all visitors.")
+    max_waiting_trainings: int = _setting(8, "Trainings waiting for their turn.")
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -82,6 +83,9 @@ class AppSettings:
     host: str = _setting("127.0.0.1", "Address to listen on; 0.0.0.0 lets the whole network in.")
     port: int | None = _setting(None, "Port; default: the first free one from 7860.")
     device: str | None = _setting(None, "cpu, cuda, …; default: the accelerator if there is one.")
+    captioner: str | None = _setting(
+        None, "Model that captions photos: a folder or a hub id; default: none."
+    )
     share: bool = _setting(False, "Open a public gradio.live address as well.")
     username: str | None = _setting(None, "Ask visitors for this name; goes with --password.")
     password: str | None = _setting(None, "Ask visitors for this password.")

@@ -1,55 +1,38 @@
-"""Training in the background: one at a time, apart from every visitor's session.
-
-A job runs the loop of the training script on a view of the base of its own, so generation goes on
-undisturbed. What it has to show is an immutable `TrainingStatus`, replaced after every step; a page
-that is loaded later finds it as well as the one that started the job.
+"""Trainings in the background: one at a time, the others in a queue, apart from every visitor's
+session. A page that is loaded later finds them as well as the one that asked for them.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-import logging
 import tempfile
 import threading
-import time
-import uuid
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from PIL import Image
-
-from svfit_diffusion.errors import SVFitError
-from svfit_diffusion.families import family_of
-from svfit_diffusion.training import Trainer, TrainingConfig
-from svfit_diffusion.training.class_images import generate_class_images
-from svfit_diffusion.training.preparation import DEFAULT_STEPS
+from svfit_diffusion.files.adapter import WEIGHTS_NAME, write_adapter
+from svfit_diffusion.training import TrainingConfig
 
 from .base_model import BaseModel
-from .errors import AppError
+from .errors import AppError, LibraryError, SettingError
 from .library import AdapterLibrary
-from .photos import write_squares
+from .photos import CroppedPhoto
 from .settings import Limits
-from .training_limits import check_training
-from .training_status import Sample, Stage, TrainingStatus
-from .visitors import acting_as, current_visitor
+from .training_job import TrainingJob
+from .training_status import TrainingStatus
 
-logger = logging.getLogger(__name__)
-
-_THUMBNAIL = 256  # pixels; what a status keeps of a photo
-_CLASS_IMAGE_SEED = 0  # the same for all trainings, which can thus share class images
+_REMEMBERED = 20
+"""Trainings that are over and can still be looked at."""
 
 
 class TrainingJobs:
-    """Runs one training at a time in a background thread.
+    """Runs trainings one after the other in a background thread.
 
     Args:
         base: trained on, through views.
         library: where finished adapters go.
         folder: for class images, which trainings share, and for what is needed for a moment.
-        limits: on photos and steps.
+        limits: on photos and on how many may wait.
     """
 
     def __init__(
@@ -60,213 +43,151 @@ class TrainingJobs:
         self._limits = limits
         self._folder = folder
         self._lock = threading.Lock()
-        self._job: _Job | None = None
+        self._waiting: list[TrainingJob] = []
+        self._running: TrainingJob | None = None
+        self._over: deque[TrainingJob] = deque(maxlen=_REMEMBERED)
+        self._cancelled: deque[TrainingJob] = deque(maxlen=_REMEMBERED)
+        self._thread: threading.Thread | None = None
 
     def start(
-        self, adapter_name: str, squares: Sequence[Image.Image], config: TrainingConfig
-    ) -> None:
-        """Begin a training; returns at once.
+        self, adapter_name: str, photos: Sequence[CroppedPhoto], config: TrainingConfig
+    ) -> str:
+        """Begin a training, or queue it behind those that were asked for before; returns at once.
 
         Args:
             adapter_name: what to call the adapter; a number is appended where that is taken.
-            squares: the photos, cropped.
-            config: settings; base, folders and precision are filled in.
+            photos: the photos, cropped.
+            config: settings; base and folders are filled in.
+
+        Returns:
+            What tells this training from every other, its `run`.
 
         Raises:
             LibraryError: the name cannot be used, or nothing is taken in.
-            SettingError: too few or too many photos or steps, or no prompt.
-            AppError: another training is running.
+            SettingError: too few or too many photos.
+            AppError: too many are waiting.
         """
         self._library.check_open()
+        self.check_photos(len(photos))
         name = self._library.check_name(adapter_name)
-        check_training(squares, config, self._limits)
         with self._lock:
-            if self._job is not None and self._job.is_alive():
+            if len(self._waiting) >= self._limits.max_waiting_trainings:
                 raise AppError(
-                    f"“{self._job.status.adapter_name}” is being trained, and one training runs "
-                    f"at a time: wait until it has finished, or stop it."
+                    f"{len(self._waiting)} trainings are waiting, and no more are taken: come "
+                    f"back when one of them is over, or cancel one."
                 )
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._job = _Job(self._base, self._library, self._folder, name, squares, config)
-            self._job.start()
+            job = TrainingJob(self._base, self._library, self._folder, name, photos, config)
+            self._waiting.append(job)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="trainings", daemon=True)
+                self._thread.start()
+        return job.status.run
+
+    def check_photos(self, count: int) -> None:
+        """Raise `SettingError` unless one can train on that many photos."""
+        limits = self._limits
+        if not limits.min_photos <= count <= limits.max_photos:
+            raise SettingError(
+                f"A training takes {limits.min_photos} to {limits.max_photos} photos, "
+                f"you have given {count or 'none'}.",
+                "drop",
+            )
+
+    def status(self, run: str | None = None) -> TrainingStatus | None:
+        """Of a training, None if it is not known any more; by default of the one that runs, or else
+        of the last one, None if there was none.
+        """
+        if run is not None:
+            job = self._job(run)
+            return job.status if job else None
+        begun = self._begun()
+        return begun[-1].status if begun else None
+
+    def waiting(self) -> list[TrainingStatus]:
+        """Those that wait for their turn, the next first."""
+        with self._lock:
+            return [job.status for job in self._waiting]
+
+    def photos(self, run: str) -> tuple[CroppedPhoto, ...]:
+        """The photos of a training; none if it is not known any more."""
+        job = self._job(run)
+        return job.photos if job else ()
+
+    def move_up(self, run: str) -> None:
+        """Let a training that waits change places with the one before it, if one may."""
+        with self._lock:
+            place = next((i for i, job in enumerate(self._waiting) if job.status.run == run), 0)
+            if place and all(map(self._may, self._waiting[place - 1 : place + 1])):
+                self._waiting.insert(place - 1, self._waiting.pop(place))
+
+    def cancel(self, run: str) -> None:
+        """Take a training off the queue; one that runs stops and keeps what it has learned."""
+        with self._lock:
+            for job in [job for job in self._waiting if job.status.run == run and self._may(job)]:
+                self._waiting.remove(job)
+                job.leave("Taken off the queue; nothing was learned.")
+                self._cancelled.append(job)
+            now = self._running
+        if now is not None and now.status.run == run and self._may(now):
+            now.stopping.set()
 
     def stop(self) -> None:
         """Ask the running training to stop after its current step and keep what it has learned."""
-        if self._job is not None:
-            self._job.stopping.set()
+        if (now := self._running) is not None and self._may(now):
+            now.stopping.set()
 
-    def status(self) -> TrainingStatus | None:
-        """The running training, or else the last one; None if there was none."""
-        return self._job.status if self._job is not None else None
+    def keep_step(self, run: str, step: int) -> str:
+        """Put the adapter as it was when pictures were drawn at a step into the library.
+
+        Returns:
+            Its name.
+
+        Raises:
+            LibraryError: there is none.
+        """
+        now = self.status(run)
+        sample = now.sample(step) if now else None
+        if now is None or sample is None or sample.adapter is None:
+            raise LibraryError("Nothing was learned by that step; choose a later one.")
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            path = Path(folder) / WEIGHTS_NAME
+            write_adapter(path, sample.adapter)
+            return self._library.add(path, f"{now.adapter_name[:48]} step {sample.step}")
 
     def close(self) -> None:
-        """Stop the running training, if there is one, and wait until its adapter is kept."""
-        if self._job is not None and self._job.is_alive():
-            self._job.stopping.set()
-            self._job.join()
+        """Empty the queue, stop the running training, and wait until its adapter is kept."""
+        for now in self.waiting():
+            self.cancel(now.run)
+        self.stop()
+        if (thread := self._thread) is not None:
+            thread.join()
 
+    def _may(self, job: TrainingJob) -> bool:
+        """Whether whoever asks may see a training and decide on it."""
+        return True
 
-class _StoppedError(Exception):
-    """The visitor stopped the training before its first step."""
+    def _begun(self) -> list[TrainingJob]:
+        """Those that are over and known, then the one that runs."""
+        with self._lock:
+            return [*self._over, *([self._running] if self._running else [])]
 
+    def _job(self, run: str) -> TrainingJob | None:
+        with self._lock:
+            running = [self._running] if self._running else []
+            known = (*self._cancelled, *self._over, *running, *self._waiting)
+        return next((job for job in known if job.status.run == run and self._may(job)), None)
 
-class _Job(threading.Thread):
-    """One training, in the name of who started it. Only its own thread replaces `status`."""
+    def _work(self) -> None:
+        """Run what waits until nothing does."""
+        while (job := self._next()) is not None:
+            job.run()
 
-    def __init__(
-        self,
-        base: BaseModel,
-        library: AdapterLibrary,
-        folder: Path,
-        adapter_name: str,
-        squares: Sequence[Image.Image],
-        config: TrainingConfig,
-    ) -> None:
-        super().__init__(name=f"training of {adapter_name}", daemon=True)
-        self._base = base
-        self._library = library
-        self._folder = folder
-        self._squares = squares
-        self.visitor = current_visitor()
-        config = dataclasses.replace(
-            config,
-            pretrained_model_name_or_path=base.source,
-            output_dir=str(folder),
-            class_data_dir=str(folder / "class_images" / _class_digest(base.source, config)),
-            validation_prompt=config.validation_prompt or [config.instance_prompt],
-            mixed_precision="no",
-        )
-        self.stopping = threading.Event()
-        self.status = TrainingStatus(
-            run=uuid.uuid4().hex,
-            adapter_name=adapter_name,
-            config=config,
-            photos=tuple(_thumbnail(square) for square in squares),
-            stage=Stage.PREPARING,
-            message="Getting ready.",
-            total_steps=config.max_train_steps or DEFAULT_STEPS,
-        )
-
-    def run(self) -> None:
-        try:
-            with acting_as(self.visitor):
-                self._train()
-        except _StoppedError:
-            self._show(
-                stage=Stage.STOPPED, message="Stopped before the first step; nothing is kept."
-            )
-        except SVFitError as error:
-            logger.exception("training of %r failed", self.status.adapter_name)
-            first_line = str(error).splitlines()[0]
-            self._show(stage=Stage.FAILED, message=f"The training failed: {first_line}")
-        except Exception:
-            logger.exception("training of %r failed", self.status.adapter_name)
-            self._show(
-                stage=Stage.FAILED,
-                message="The training failed unexpectedly; the server's log says why.",
-            )
-
-    def _train(self) -> None:
-        trainer = self._prepare()
-        self._draw(trainer, base=True)
-        self._show(stage=Stage.TRAINING, message="Learning your subject.")
-        started = time.monotonic()
-        for record in trainer.steps():
-            pace = (time.monotonic() - started) / record.step
-            self._show(
-                losses=(*self.status.losses, record.loss),
-                drifts=(*self.status.drifts, record.sigma_drift),
-                seconds_left=pace * (record.total_steps - record.step),
-            )
-            if self.stopping.is_set():
-                break
-            is_last = record.step == record.total_steps
-            if is_last or record.step % trainer.config.validation_steps == 0:
-                self._draw(trainer)
-        self._keep(trainer)
-
-    def _prepare(self) -> Trainer:
-        """Class images if wanted, then everything that comes before the first step."""
-        pipe = self._base.view()
-        self._draw_class_images(pipe)
-        self._show(message="Looking at your photos.")
-        with tempfile.TemporaryDirectory(dir=self._folder) as photos:
-            write_squares(self._squares, Path(photos))
-            config = dataclasses.replace(self.status.config, instance_data_dir=photos)
-            trainer = Trainer(config, pipe=pipe, show_progress=False)
-            self._squares = ()
-        self._leave_if_stopping()
-        return trainer
-
-    def _draw_class_images(self, pipe: Any) -> None:
-        """Fill up the shared folder of class images, a batch at a time so that one can stop."""
-        config = self.status.config
-        if not config.with_prior_preservation:
-            return
-        total = config.num_class_images
-        family = family_of(pipe)
-        side = config.resolution or family.native_size
-        arguments = family.generation_arguments(
-            (side, side), config.num_inference_steps, config.guidance_scale
-        )
-        for start in range(0, total, config.sample_batch_size):
-            self._leave_if_stopping()
-            self._show(message=f"Drawing pictures of the class: {start} of {total}.")
-            upto = min(start + config.sample_batch_size, total)
-            generate_class_images(
-                pipe,
-                config.class_folder,
-                config.class_prompt or "",
-                upto,
-                arguments,
-                batch_size=config.sample_batch_size,
-                seed=_CLASS_IMAGE_SEED,
-                base=config.source.identity,
-                show_progress=False,
-            )
-
-    def _leave_if_stopping(self) -> None:
-        if self.stopping.is_set():
-            raise _StoppedError
-
-    def _draw(self, trainer: Trainer, *, base: bool = False) -> None:
-        config = trainer.config
-        images = trainer.generate(config.validation_prompt, config.num_validation_images, base=base)
-        sample = Sample(trainer.step, tuple(image for row in images for image in row))
-        self._show(samples=(*self.status.samples, sample))
-
-    def _keep(self, trainer: Trainer) -> None:
-        """Put the adapter into the library."""
-        self._show(stage=Stage.SAVING, message="Saving the adapter.", seconds_left=None)
-        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
-            name = self._library.add(trainer.save(Path(folder)), self.status.adapter_name)
-        stopped = trainer.step < trainer.total_steps
-        done = f"Stopped after step {trainer.step}" if stopped else f"Done, {trainer.step} steps"
-        self._show(
-            adapter_name=name,
-            stage=Stage.STOPPED if stopped else Stage.FINISHED,
-            message=f"{done}: “{name}” is ready to use.",
-            kept=True,
-        )
-
-    def _show(self, **changes: Any) -> None:
-        revision = self.status.revision + 1
-        self.status = dataclasses.replace(self.status, revision=revision, **changes)
-
-
-def _thumbnail(square: Image.Image) -> Image.Image:
-    small = square.convert("RGB")
-    small.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
-    return small
-
-
-def _class_digest(source: str, config: TrainingConfig) -> str:
-    """Names the folder of class images by what decides how they look."""
-    decides = (
-        source,
-        config.class_prompt,
-        config.resolution,
-        config.num_inference_steps,
-        config.guidance_scale,
-    )
-    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+    def _next(self) -> TrainingJob | None:
+        with self._lock:
+            if self._running is not None:
+                self._over.append(self._running)
+            self._running = self._waiting.pop(0) if self._waiting else None
+            if self._running is None:
+                self._thread = None
+            return self._running

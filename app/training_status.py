@@ -7,12 +7,14 @@ from enum import Enum
 
 from PIL import Image
 
+from svfit_diffusion.files.adapter import Adapter
 from svfit_diffusion.training import TrainingConfig
 
 
 class Stage(Enum):
     """How far a training is."""
 
+    WAITING = "waiting"
     PREPARING = "preparing"
     TRAINING = "training"
     SAVING = "saving"
@@ -28,17 +30,19 @@ class Stage(Enum):
         return self in (Stage.FINISHED, Stage.STOPPED, Stage.FAILED, Stage.ELSEWHERE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
-    """Pictures drawn while training.
+    """Pictures drawn while training, and what they were drawn with.
 
     Attributes:
         step: optimizer steps done; 0 is the base model.
-        images: pictures of the validation prompt, from the same seeds every time.
+        images: per prompt that is watched, pictures from the same seeds every time.
+        adapter: as learned by then; None of the base model.
     """
 
     step: int
-    images: tuple[Image.Image, ...]
+    images: tuple[tuple[Image.Image, ...], ...]
+    adapter: Adapter | None = None
 
 
 @dataclass(frozen=True)
@@ -96,3 +100,8 @@ class TrainingStatus:
             total_steps=self.total_steps,
             revision=self.revision,
         )
+
+    def sample(self, step: float) -> Sample | None:
+        """The last pictures drawn by a step; the first ones before that; None if there are none."""
+        done = [sample for sample in self.samples if sample.step <= step] or self.samples[:1]
+        return done[-1] if done else None

@@ -34,9 +34,10 @@ from gradio_client import Client
 from PIL import Image
 
 from app.entrance.recognition import COOKIE
-from app.errors import AppError
+from app.errors import AppError, BusyError
 from app.generation import ImageGenerator
 from app.pages.layout import build_app, launch_settings
+from app.photos import CroppedPhoto
 from app.picture import PictureSettings
 from app.services import Services, build_services
 from app.settings import AppSettings
@@ -137,7 +138,10 @@ class Soak:
 
     def _train(self, client: Client, visitor: Visitor, choice: random.Random) -> None:
         jobs = self.services.jobs
-        squares = [Image.effect_noise((64, 64), 40 + n).convert("RGB") for n in range(3)]
+        photos = [
+            CroppedPhoto(f"{n}.png", Image.effect_noise((64, 64), 40 + n).convert("RGB"))
+            for n in range(3)
+        ]
         config = TrainingConfig(
             instance_prompt="a photo of sks car",
             max_train_steps=choice.choice((4, 8)),
@@ -147,15 +151,15 @@ class Soak:
         )
         with acting_as(visitor):
             try:
-                jobs.start(f"subject {choice.randrange(3)}", squares, config)
-            except AppError:
-                self.done["found another's training"] += 1
+                run = jobs.start(f"subject {choice.randrange(3)}", photos, config)
+            except BusyError:
+                self.done["found the queue full"] += 1
                 return
             if choice.random() < 0.3:
-                jobs.stop()
-            while (status := jobs.status()) is None or not status.stage.is_over:
+                jobs.cancel(run)
+            while (status := jobs.status(run)) and not status.stage.is_over:
                 time.sleep(0.1)
-            if status.stage.value == "failed":
+            if status and status.stage.value == "failed":
                 self.errors.append(status.message)
         self._draw(client, visitor, choice)
 

@@ -51,8 +51,14 @@ def check_contents(wheel: Path) -> None:
     foreign = [n for n in names if not n.startswith(("svfit_diffusion/", "svfit_diffusion-"))]
     suffixes = {Path(name).suffix for name in names if name.startswith("svfit_diffusion/")}
     assert not foreign, f"the wheel holds {foreign[:5]}"
-    assert suffixes <= {".py", ".typed", ".css", ".md", ".toml"}, f"the wheel holds {suffixes}"
-    assert {"svfit_diffusion/app/pages/style.css", "svfit_diffusion/cli/main.py"} <= set(names)
+    assert suffixes <= {".py", ".typed", ".css", ".js", ".md", ".toml"}, (
+        f"the wheel holds {suffixes}"
+    )
+    assert {
+        "svfit_diffusion/app/pages/style.css",
+        "svfit_diffusion/app/pages/page.js",
+        "svfit_diffusion/cli/main.py",
+    } <= set(names)
     print(f"{wheel.name}: {wheel.stat().st_size:,} bytes, {len(names)} files")
 
 

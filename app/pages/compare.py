@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from ..comparison import BASE_MODEL, MIX, AxisKind, compare, parse_axis
+from ..errors import at_field
 from ..generation import concurrent_drawings
 from ..png_metadata import save_picture
 from ..services import Services
@@ -22,7 +23,8 @@ from .controls import (
     sampling,
     seed_box,
 )
-from .messages import plain_errors, said, status, watch
+from .messages import for_programs, said, status, watch
+from .problems import explaining, problem_place
 
 _SUGGESTIONS = {
     AxisKind.NONE: "",
@@ -61,6 +63,7 @@ class _Parts:
     go: gr.Button
     halt: gr.Button
     line: gr.HTML
+    problem: gr.HTML
     grid: gr.Image
     download: gr.DownloadButton
     mixer: Mixer
@@ -86,6 +89,7 @@ def _lay_out(services: Services, tab: gr.Tab) -> _Parts:
             go = gr.Button("Compare", variant="primary", scale=3, elem_id="compare-go")
             halt = gr.Button("Stop", scale=1, min_width=80, elem_id="compare-stop")
         line = gr.HTML(status("Ready."), padding=False, elem_id="compare-status")
+        problem = problem_place("compare")
     with gr.Column(elem_classes="show"):
         grid = gr.Image(
             label="Comparison",
@@ -110,6 +114,7 @@ def _lay_out(services: Services, tab: gr.Tab) -> _Parts:
         go=go,
         halt=halt,
         line=line,
+        problem=problem,
         grid=grid,
         download=download,
         mixer=mixer_,
@@ -135,60 +140,64 @@ def _wire_drawing(services: Services, parts: _Parts) -> None:
         y_values: str,
     ) -> Iterator[tuple[Any, ...]]:
         """Draw a grid. Kinds are nothing, adapter, strength, prompt, seed, guidance and steps."""
-        with plain_errors():
-            settings = picture_settings(
-                prompt,
-                negative_prompt,
-                adapters,
-                steps,
-                guidance_scale,
-                width,
-                height,
-                scheduler,
-                seed,
+        settings = picture_settings(
+            prompt,
+            negative_prompt,
+            adapters,
+            steps,
+            guidance_scale,
+            width,
+            height,
+            scheduler,
+            seed,
+        )
+        with at_field("x-values"):
+            x = parse_axis(x_kind, x_values)
+        with at_field("y-values"):
+            y = parse_axis(y_kind, y_values)
+        yield gr.skip(), None, status("Getting ready …")
+        picture = None
+        for progress in compare(services.generator, settings, x, y, services.limits):
+            picture = progress.grid or picture
+            yield (
+                progress.grid or gr.skip(),
+                gr.skip(),
+                status(
+                    f"{progress.done} of {progress.total} pictures, "
+                    f"step {progress.step} of {progress.steps}",
+                    progress.done,
+                    progress.total,
+                ),
             )
-            x, y = parse_axis(x_kind, x_values), parse_axis(y_kind, y_values)
-            yield gr.skip(), None, status("Getting ready …")
-            picture = None
-            for progress in compare(services.generator, settings, x, y, services.limits):
-                picture = progress.grid or picture
-                yield (
-                    progress.grid or gr.skip(),
-                    gr.skip(),
-                    status(
-                        f"{progress.done} of {progress.total} pictures, "
-                        f"step {progress.step} of {progress.steps}",
-                        progress.done,
-                        progress.total,
-                    ),
-                )
-            assert picture is not None
-            path = save_picture(services.settings.pictures, picture, settings)
-            done = status(f"Done: {progress.total} pictures.")
-            yield str(path), str(path), done
+        assert picture is not None
+        path = save_picture(services.settings.pictures, picture, settings)
+        done = status(f"Done: {progress.total} pictures.")
+        yield str(path), str(path), done
 
     # Before the drawing, for the browser works them off in this order.
     waiting = said("Waiting for its turn …")
     parts.go.click(None, None, parts.line, js=waiting, api_visibility="private")
-    running = parts.go.click(
-        draw,
-        [
-            parts.prompt,
-            parts.sampling.negative_prompt,
-            parts.mixer.strengths,
-            *parts.sampling.numbers,
-            parts.seed,
-            parts.x.kind,
-            parts.x.values,
-            parts.y.kind,
-            parts.y.values,
-        ],
-        [parts.grid, parts.download, parts.line],
-        api_name="compare",
-        show_progress="hidden",  # the status line says more
-        concurrency_limit=concurrent_drawings(services.limits),
-        concurrency_id="pictures",
+    asked = [
+        parts.prompt,
+        parts.sampling.negative_prompt,
+        parts.mixer.strengths,
+        *parts.sampling.numbers,
+        parts.seed,
+        parts.x.kind,
+        parts.x.values,
+        parts.y.kind,
+        parts.y.values,
+    ]
+    given = [parts.grid, parts.download, parts.line]
+    options: dict[str, Any] = {
+        "show_progress": "hidden",  # the status line says more
+        "concurrency_limit": concurrent_drawings(services.limits),
+        "concurrency_id": "pictures",
+    }
+    running = explaining(
+        parts.go.click, draw, asked, given, parts.problem, line=parts.line, **options
     )
+    gr.Button(visible=False).click(for_programs(draw), asked, given, api_name="compare", **options)
     watch(running, parts.halt, parts.line)
 
 

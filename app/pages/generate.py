@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import secrets
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ from ..visits import Picture, Progress, Waiting
 from .adapter_choice import news
 from .controls import mixer_values, picture_settings
 from .generate_parts import GenerateParts, lay_out
-from .messages import drawing, plain_errors, said, status, watch
+from .messages import drawing, for_programs, said, status, watch
+from .problems import explaining
 
 _HISTORY = 60
 """Pictures of a session that stay in view."""
@@ -33,7 +35,7 @@ Tile = tuple[str, str]
 """A picture's path and its caption."""
 
 
-def build(services: Services, tab: gr.Tab) -> None:
+def build(services: Services, tab: gr.Tab) -> GenerateParts:
     """Build the page inside the current tab."""
     with gr.Row(elem_classes="studio"):
         parts = lay_out(services, tab)
@@ -41,6 +43,7 @@ def build(services: Services, tab: gr.Tab) -> None:
     _wire_seeds(parts)
     _wire_restoring(services, parts)
     _wire_adding(services, parts)
+    return parts
 
 
 def _wire_drawing(services: Services, parts: GenerateParts) -> None:
@@ -59,55 +62,63 @@ def _wire_drawing(services: Services, parts: GenerateParts) -> None:
         earlier: list[Tile],
     ) -> Iterator[tuple[Any, ...]]:
         """Draw pictures. `adapters` gives strengths by name, such as {"blue_car": 1.0}."""
-        with plain_errors():
-            settings = picture_settings(
-                prompt,
-                negative_prompt,
-                adapters,
-                steps,
-                guidance_scale,
-                width,
-                height,
-                scheduler,
-                secrets.randbelow(_RANDOM_SEEDS) if new_seed else seed,
-            )
-            wanted = variations(settings, whole(count), services.limits)
-            tiles: list[Tile] = []
-            for event in services.generator.run(wanted):
-                match event:
-                    case Waiting():
-                        yield (gr.skip(),) * 4
-                    case Progress():
-                        shown = list(event.previews) or gr.skip()
-                        yield shown, drawing(event), gr.skip(), gr.skip()
-                    case Picture():
-                        path = save_picture(services.settings.pictures, event.image, event.settings)
-                        tiles.append((str(path), caption(event.settings)))
-            earlier = [*reversed(tiles), *earlier][:_HISTORY]
-            yield tiles, status(f"Done. Seed {settings.seed}."), settings.seed, earlier
+        settings = picture_settings(
+            prompt,
+            negative_prompt,
+            adapters,
+            steps,
+            guidance_scale,
+            width,
+            height,
+            scheduler,
+            secrets.randbelow(_RANDOM_SEEDS) if new_seed else seed,
+        )
+        wanted = variations(settings, whole(count), services.limits)
+        tiles: list[Tile] = []
+        for event in services.generator.run(wanted):
+            match event:
+                case Waiting():
+                    yield (gr.skip(),) * 4
+                case Progress():
+                    shown = list(event.previews) or gr.skip()
+                    yield shown, drawing(event), gr.skip(), gr.skip()
+                case Picture():
+                    path = save_picture(services.settings.pictures, event.image, event.settings)
+                    tiles.append((str(path), caption(event.settings)))
+        earlier = [*reversed(tiles), *earlier][:_HISTORY]
+        yield tiles, status(f"Done. Seed {settings.seed}."), settings.seed, earlier
 
     starts = [parts.go.click, parts.prompt.submit]
     # Before the drawing, for the browser works them off in this order.
     waiting = said("Waiting for its turn …")
     gr.on(starts, None, None, parts.line, js=waiting, api_visibility="private")
-    running = gr.on(
-        starts,
+    asked = [
+        parts.prompt,
+        parts.sampling.negative_prompt,
+        parts.mixer.strengths,
+        *parts.sampling.numbers,
+        parts.seed,
+        parts.new_seed,
+        parts.count,
+        parts.earlier,
+    ]
+    given = [parts.result, parts.line, parts.drawn_seed, parts.earlier]
+    options: dict[str, Any] = {
+        "show_progress": "hidden",  # the status line says more
+        "concurrency_limit": concurrent_drawings(services.limits),
+        "concurrency_id": "pictures",
+    }
+    running = explaining(
+        functools.partial(gr.on, starts),
         generate,
-        [
-            parts.prompt,
-            parts.sampling.negative_prompt,
-            parts.mixer.strengths,
-            *parts.sampling.numbers,
-            parts.seed,
-            parts.new_seed,
-            parts.count,
-            parts.earlier,
-        ],
-        [parts.result, parts.line, parts.drawn_seed, parts.earlier],
-        api_name="generate",
-        show_progress="hidden",  # the status line says more
-        concurrency_limit=concurrent_drawings(services.limits),
-        concurrency_id="pictures",
+        asked,
+        given,
+        parts.problem,
+        line=parts.line,
+        **options,
+    )
+    gr.Button(visible=False).click(
+        for_programs(generate), asked, given, api_name="generate", **options
     )
     watch(running, parts.halt, parts.line)
     running.success(
@@ -121,10 +132,9 @@ def _wire_drawing(services: Services, parts: GenerateParts) -> None:
 
 def _wire_restoring(services: Services, parts: GenerateParts) -> None:
     def restore(path: str | None) -> tuple[Any, ...]:
-        with plain_errors():
-            if path is None:
-                raise SettingError("Choose a picture first.")
-            settings = services.base.drawing.adapted(read_settings(Path(path), services.limits))
+        if path is None:
+            raise SettingError("Choose a picture first.")
+        settings = services.base.drawing.adapted(read_settings(Path(path), services.limits))
         missing = sorted(set(settings.adapters) - set(services.library.names()))
         note = f" Not here: {', '.join(missing)}." if missing else ""
         return (
@@ -142,8 +152,7 @@ def _wire_restoring(services: Services, parts: GenerateParts) -> None:
         )
 
     def choose(event: gr.SelectData, earlier: list[Tile]) -> tuple[str, str]:
-        with plain_errors():
-            path, text = earlier[event.index]
+        path, text = earlier[event.index]
         return path, status(f"Chosen: {text}.")
 
     form = [
@@ -156,12 +165,14 @@ def _wire_restoring(services: Services, parts: GenerateParts) -> None:
         *parts.mixer.components,
     ]
     chosen = gr.State(None)
-    parts.history.select(
-        choose, parts.earlier, [chosen, parts.line], queue=False, api_visibility="private"
-    )
+    quick: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+    place = parts.history_problem
+    explaining(parts.history.select, choose, parts.earlier, [chosen, parts.line], place, **quick)
     for restored in (
-        parts.reuse.click(restore, chosen, form, api_visibility="private"),
-        parts.dropped.upload(restore, parts.dropped, form, api_visibility="private"),
+        explaining(parts.reuse.click, restore, chosen, form, place, **quick),
+        explaining(
+            parts.dropped.upload, restore, parts.dropped, form, parts.dropped_problem, **quick
+        ),
     ):
         parts.mixer.show_sliders(restored.success)
 
@@ -188,16 +199,16 @@ def _wire_seeds(parts: GenerateParts) -> None:
 
 def _wire_adding(services: Services, parts: GenerateParts) -> None:
     def add(path: str) -> tuple[Any, Any, str]:
-        with plain_errors():
-            name = services.library.add(Path(path))
+        name = services.library.add(Path(path))
         return *news(services, offered=name), status(f"Added “{name}”.")
 
-    parts.added.upload(
+    explaining(
+        parts.added.upload,
         add,
         parts.added,
         [*parts.mixer.choice.components, parts.line],
+        parts.added_problem,
         show_progress_on=parts.line,  # it would cover the adapters
-        api_visibility="private",
     )
 
 

@@ -20,6 +20,7 @@ from .controls import (
     seed_box,
 )
 from .messages import status
+from .problems import problem_place
 
 EXAMPLES: tuple[tuple[str, list[str]], ...] = (
     (SAMPLE_PROMPT, [SAMPLE_ADAPTER]),
@@ -40,18 +41,22 @@ class GenerateParts:
     go: gr.Button
     halt: gr.Button
     line: gr.HTML
+    problem: gr.HTML
     result: gr.Gallery
     reuse_seed: gr.Button
     reuse: gr.Button
     history: gr.Gallery
+    history_problem: gr.HTML
     mixer: Mixer
     added: gr.UploadButton
+    added_problem: gr.HTML
     seed: gr.Number
     drawn_seed: gr.Number
     new_seed: gr.Checkbox
     count: gr.Slider
     sampling: Sampling
     dropped: gr.File
+    dropped_problem: gr.HTML
     earlier: gr.State
 
 
@@ -63,6 +68,7 @@ def lay_out(services: Services, tab: gr.Tab) -> GenerateParts:
             go = gr.Button("Generate", variant="primary", scale=3, elem_id="generate-go")
             halt = gr.Button("Stop", scale=1, min_width=80, elem_id="generate-stop")
         line = gr.HTML(status("Ready."), padding=False, elem_id="generate-status")
+        problem = problem_place("generate")
     with gr.Column(elem_classes="show"):
         result = gr.Gallery(
             label="Picture",
@@ -78,6 +84,7 @@ def lay_out(services: Services, tab: gr.Tab) -> GenerateParts:
             reuse = gr.Button(
                 "Use the chosen picture's settings", size="sm", elem_id="generate-reuse"
             )
+        history_problem = problem_place("generate", "history-problem")
         history = gr.Gallery(
             label="This session; click a picture to choose it",
             format="png",
@@ -97,6 +104,7 @@ def lay_out(services: Services, tab: gr.Tab) -> GenerateParts:
         added = gr.UploadButton(
             "Add an adapter file …", file_types=[SUFFIX], size="sm", elem_id="generate-add-adapter"
         )
+        added_problem = problem_place("generate", "added-problem")
         with gr.Accordion("Settings", open=False, elem_id="generate-settings"):
             with gr.Row():
                 seed = seed_box("generate")
@@ -122,23 +130,28 @@ def lay_out(services: Services, tab: gr.Tab) -> GenerateParts:
             height=120,
             elem_id="generate-restore",
         )
+        dropped_problem = problem_place("generate", "dropped-problem")
     return GenerateParts(
         prompt=prompt,
         go=go,
         halt=halt,
         line=line,
+        problem=problem,
         result=result,
         reuse_seed=reuse_seed,
         reuse=reuse,
         history=history,
+        history_problem=history_problem,
         mixer=mixer_,
         added=added,
+        added_problem=added_problem,
         seed=seed,
         drawn_seed=gr.Number(label="Seed", precision=0, visible=False),
         new_seed=new_seed,
         count=count,
         sampling=sampling_,
         dropped=dropped,
+        dropped_problem=dropped_problem,
         earlier=gr.State([]),
     )
 

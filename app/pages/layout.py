@@ -14,6 +14,8 @@ from ..entrance.places import QUEUE_SIZE
 from ..services import Services
 from ..visitors import STRANGER, acting_as
 from . import compare, generate, inspect, train
+from .draft import build_memory
+from .try_it import wire_try_it
 
 _FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
 _MONO = ("ui-monospace", "SF Mono", "Menlo", "Consolas", "monospace")
@@ -43,24 +45,19 @@ _SESSIONS = 500
 """Pages whose state is kept, of which each takes some memory; the oldest is forgotten."""
 
 _STYLE = Path(__file__).with_name("style.css")
+_SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
 # Gradio measures its tabs once, at times before the page has its width and its style, and hides
 # those beyond the edge; it measures again when the window's size changes.
-_HEAD = """
+_HEAD = f"""
+<script>{_SCRIPT}</script>
 <style>
-@media (max-width: 760px) { .tab-container button { padding: 0 .6rem !important; } }
+@media (max-width: 760px) {{ .tab-container button {{ padding: 0 .6rem !important; }} }}
 </style>
 <script>
 const measureAgain = () => window.dispatchEvent(new Event("resize"));
 new ResizeObserver(measureAgain).observe(document.documentElement);
 </script>
 """
-
-_PAGES = {
-    "Generate": generate.build,
-    "Compare": compare.build,
-    "Train": train.build,
-    "Inspect": inspect.build,
-}
 
 
 def build_app(services: Services) -> gr.Blocks:
@@ -77,10 +74,20 @@ def build_app(services: Services) -> gr.Blocks:
             "# svfit-diffusion\nTeach a picture model your subject, then draw it.",
             elem_id="title",
         )
-        with gr.Tabs():
-            for name, build in _PAGES.items():
-                with gr.Tab(name, id=name.lower()) as tab:
-                    build(services, tab)
+        memory = build_memory()
+        with gr.Tabs() as tabs:
+            with gr.Tab("Generate", id="generate") as tab:
+                generate_parts = generate.build(services, tab)
+            with gr.Tab("Compare", id="compare") as tab:
+                compare.build(services, tab)
+            with gr.Tab("Train", id="train") as tab:
+                train_page = train.build(services, tab, memory)
+            with gr.Tab("Inspect", id="inspect") as tab:
+                inspect.build(services, tab)
+        if train_page is not None:
+            wire_try_it(services, tabs, generate_parts, train_page)
+            for restore in train_page.restore:
+                restore(app.load)
         _start_text_boxes_empty(app)
     # Closed: routes that would go past the queue.
     return app.queue(max_size=QUEUE_SIZE, api_open=False)

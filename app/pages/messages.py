@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import html
+import inspect
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +15,7 @@ import gradio as gr
 
 from svfit_diffusion.errors import SVFitError
 
+from ..errors import AppError, first_line
 from ..visits import Progress
 
 logger = logging.getLogger(__name__)
@@ -20,20 +23,47 @@ logger = logging.getLogger(__name__)
 _UNEXPECTED = "Something went wrong here; the server's log says what."
 
 
+def sentence(error: Exception) -> tuple[str, str]:
+    """An error as one plain sentence for the visitor, and the field at fault, `""` if none is. The
+    log gets the trace.
+    """
+    if isinstance(error, gr.Error):
+        return error.message, ""
+    if isinstance(error, SVFitError):
+        logger.warning("refused: %s", error, exc_info=True)
+        return first_line(error), error.field if isinstance(error, AppError) else ""
+    logger.error("unexpected", exc_info=error)
+    return _UNEXPECTED, ""
+
+
+def for_programs(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """The handler as programs call it: what it raises reaches them as one plain sentence. Pages
+    have `problems.explaining`.
+    """
+    if inspect.isgeneratorfunction(handler):
+
+        @functools.wraps(handler)
+        def called(*args: Any) -> Iterator[Any]:
+            with _plain_errors():
+                yield from handler(*args)
+
+        return called
+
+    @functools.wraps(handler)
+    def called_once(*args: Any) -> Any:
+        with _plain_errors():
+            return handler(*args)
+
+    return called_once
+
+
 @contextmanager
-def plain_errors() -> Iterator[None]:
-    """Let errors reach the visitor as one plain sentence, and the log as a trace."""
+def _plain_errors() -> Iterator[None]:
     try:
         yield
-    except gr.Error:
-        raise
-    except SVFitError as error:
-        logger.warning("refused: %s", error, exc_info=True)
-        first_line = html.escape(str(error).splitlines()[0], quote=False)  # toasts show HTML
-        raise gr.Error(first_line, title="That did not work", print_exception=False) from error
     except Exception as error:
-        logger.exception("unexpected")
-        raise gr.Error(_UNEXPECTED, title="That did not work", print_exception=False) from error
+        text, _ = sentence(error)
+        raise gr.Error(text, print_exception=False) from error
 
 
 def status(text: str, done: int = 0, total: int = 0) -> str:
@@ -44,7 +74,9 @@ def status(text: str, done: int = 0, total: int = 0) -> str:
         done: how much is done.
         total: of how much; 0 for no bar.
     """
-    bar = f'<progress value="{done}" max="{total}"></progress>' if total else ""
+    bar = (
+        f'<progress value="{done}" max="{total}" aria-label="Progress"></progress>' if total else ""
+    )
     return f'<div class="status" role="status">{bar}<span>{html.escape(text)}</span></div>'
 
 

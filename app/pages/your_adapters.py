@@ -6,9 +6,10 @@ from typing import Any
 
 import gradio as gr
 
+from ..errors import SettingError, at_field
 from ..services import Services
 from .adapter_choice import AdapterChoice, adapter_choice, news
-from .messages import plain_errors
+from .problems import explaining, problem_place
 
 _CONFIRM = "(name) => name && confirm(`Delete “${name}” for good?`) ? name : null"
 
@@ -32,7 +33,8 @@ def your_adapters(services: Services, tab: gr.Tab) -> AdapterChoice:
             download = gr.DownloadButton(
                 "Download", interactive=False, min_width=120, elem_id="train-download"
             )
-            delete = gr.Button("Delete", variant="stop", min_width=120, elem_id="train-delete")
+            delete = gr.Button("Delete", interactive=False, min_width=120, elem_id="train-delete")
+        delete_problem = problem_place("train", "adapter-problem")
         name_ = gr.Textbox(
             label="New name",
             info="Letters, digits, blanks and . + - _",
@@ -41,32 +43,33 @@ def your_adapters(services: Services, tab: gr.Tab) -> AdapterChoice:
             max_length=64,
             elem_id="train-rename",
         )
+        rename_problem = problem_place("train", "rename-problem")
 
-    def downloadable(name: str | None) -> Any:
-        with plain_errors():
-            path = str(services.exports.adapter_file(name, library.path(name))) if name else None
-        return gr.update(value=path, interactive=path is not None)
+    def usable(name: str | None) -> tuple[Any, Any]:
+        path = str(services.exports.adapter_file(name, library.path(name))) if name else None
+        return gr.update(value=path, interactive=bool(path)), gr.update(interactive=bool(path))
 
     def renamed(name: str | None, new_name: str) -> tuple[Any, Any, str]:
-        with plain_errors():
-            old = _chosen(name)
-            return *news(services, instead={old: library.rename(old, new_name)}), ""
+        old = _chosen(name)
+        with at_field("rename"):
+            new = library.rename(old, new_name)
+        return *news(services, instead={old: new}), ""
 
     def deleted(name: str | None) -> tuple[Any, Any]:
         if name is None:
             return gr.skip(), gr.skip()
-        with plain_errors():
-            library.delete(name)
+        library.delete(name)
         return news(services)
 
-    private: dict[str, Any] = {"queue": False, "api_visibility": "private"}
-    choice.field.change(downloadable, choice.field, download, **private)
-    name_.submit(renamed, [choice.field, name_], [*choice.components, name_], **private)
-    delete.click(deleted, choice.field, choice.components, js=_CONFIRM, **private)
+    quick: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+    field, components = choice.field, choice.components
+    explaining(field.change, usable, field, [download, delete], delete_problem, **quick)
+    explaining(name_.submit, renamed, [field, name_], [*components, name_], rename_problem, **quick)
+    explaining(delete.click, deleted, field, components, delete_problem, js=_CONFIRM, **quick)
     return choice
 
 
 def _chosen(name: str | None) -> str:
     if not name:
-        raise gr.Error("Choose an adapter first.", title="That did not work", print_exception=False)
+        raise SettingError("Choose an adapter first.", "adapter")
     return name

@@ -25,6 +25,7 @@ from app.comparison import compare, parse_axis
 from app.drawing import Drawing
 from app.errors import SettingError
 from app.inspection import layer_shifts
+from app.photos import CroppedPhoto
 from app.picture import OWN_SCHEDULER, SCHEDULERS, PictureSettings
 from app.png_metadata import read_settings, save_picture
 from app.previews import previews
@@ -39,7 +40,10 @@ from svfit_diffusion.training.base import BaseSource, load_base
 FAMILIES = ("flux", "sdxl", "sd3")
 WITHOUT_PREVIEWS = ("flux2", "flux2_klein", "ideogram4")
 """Tiny pipelines that pack their latents in an order of their own."""
-SQUARES = [Image.new("RGB", (40, 40), colour) for colour in ("red", "orange", "brown")]
+PHOTOS = [
+    CroppedPhoto(f"{colour}.png", Image.new("RGB", (40, 40), colour))
+    for colour in ("red", "orange", "brown")
+]
 
 
 def open_services(folder: Path, name: str) -> Services:
@@ -235,8 +239,9 @@ def test_train_two_steps_and_draw_with_what_was_learned(services: Services) -> N
         num_inference_steps=2,
         seed=0,
     )
-    services.jobs.start("learned", SQUARES, config)
-    services.jobs._job.join(120)  # type: ignore[union-attr]
+    services.jobs.start("learned", PHOTOS, config)
+    if (thread := services.jobs._thread) is not None:  # None once all is done
+        thread.join(120)
     status = services.jobs.status()
     assert status is not None and status.stage is Stage.FINISHED, status
     assert len(status.samples) == 2

@@ -153,10 +153,12 @@ def test_a_dropped_picture_brings_its_settings_back(
 def test_a_foreign_picture_gets_one_sentence(page: Any, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "foreign.png")
     page.set_input_files("#generate-restore input", tmp_path / "foreign.png")
-    toast = page.get_by_test_id("toast-body")
-    toast.wait_for()
-    assert "carries no settings" in toast.inner_text()
-    assert "Traceback" not in toast.inner_text()
+    page.fill("#generate-prompt textarea", "typed before")
+    problem = page.locator("#generate-dropped-problem").get_by_role("alert")
+    problem.wait_for()
+    assert "carries no settings" in problem.inner_text()
+    assert page.locator("#generate-prompt textarea").input_value() == "typed before"
+    assert page.get_by_test_id("toast-body").count() == 0
 
 
 def test_a_chosen_picture_of_the_session_brings_its_settings_back(
@@ -225,7 +227,7 @@ def test_an_added_adapter_file_can_be_used_at_once(
     app_server.services.library.delete("new one")
     # A page that still offers it says so in a sentence.
     page.click("#generate-go")
-    page.get_by_test_id("toast-body").filter(has_text="no adapter named “new one”").wait_for()
+    page.locator("#generate-problem", has_text="no adapter named “new one”").wait_for()
 
 
 def test_comparing_gives_a_grid_to_download(page: Any, fetch: Callable[..., Path]) -> None:
@@ -252,10 +254,58 @@ def test_a_wrong_axis_gets_one_sentence(page: Any) -> None:
     open_tab(page, "Compare")
     page.locator("#compare-y-values textarea").fill("one, two")
     page.click("#compare-go")
-    toast = page.get_by_test_id("toast-body")
-    toast.wait_for()
-    assert "Choose the adapter whose strength is to vary." in toast.inner_text()
-    page.locator("#compare-status", has_text="Stopped").wait_for()
+    text = "Choose the adapter whose strength is to vary."
+    page.locator("#compare-problem", has_text=text).wait_for()
+    page.locator("#compare-adapters .field-problem", has_text=text).wait_for()
+    page.locator("#compare-status", has_text="Not done").wait_for()
+    choose(page, "#compare-adapters", "rex")
+    page.click("#compare-go")
+    page.locator("#compare-problem", has_text="“one” is no whole number").wait_for()
+    assert page.locator("[aria-invalid=true]").count() == 0
+    assert page.get_by_test_id("toast-body").count() == 0
+
+
+def test_every_kind_of_refusal_names_its_cause_in_place(page: Any, tmp_path: Path) -> None:
+    """Renames, which wait in no queue, taken names, foreign adapters, pictures that are none."""
+    open_tab(page, "Train")
+    rename = page.locator("#train-rename").get_by_role("button", name="Rename")
+    rename.click()
+    page.locator("#train-rename-problem", has_text="Choose an adapter first.").wait_for()
+    choose(page, "#train-adapter", "rex")
+    for name, cause in (("tom", "There is an adapter named “tom” already."), ("../", "A name con")):
+        page.get_by_label("New name").fill(name)
+        rename.click()
+        page.locator("#train-rename .field-problem", has_text=cause).wait_for()
+        assert page.get_by_label("New name").input_value() == name
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"nothing")
+    open_tab(page, "Generate")
+    with page.expect_file_chooser() as chooser:
+        page.click("#generate-add-adapter")
+    chooser.value.set_files(broken)
+    page.locator("#generate-added-problem", has_text="“broken.safetensors” cannot be").wait_for()
+    page.click("#generate-reuse")
+    page.locator("#generate-history-problem", has_text="Choose a picture first.").wait_for()
+    open_tab(page, "Inspect")
+    (tmp_path / "fake.png").write_bytes(b"nothing")
+    with page.expect_file_chooser() as chooser:
+        page.click("#inspect-upload")
+    chooser.value.set_files(tmp_path / "fake.png")
+    page.locator("#inspect-picture-problem", has_text="fake.png: ").wait_for()
+    assert page.get_by_test_id("toast-body").count() == 0
+
+
+def test_gradios_own_errors_stand_in_place_too(page: Any, tmp_path: Path) -> None:
+    open_tab(page, "Train")
+    large = tmp_path / "large.png"
+    large.write_bytes(bytes(Limits().max_file_bytes + 1))
+    page.set_input_files("#train-drop input[type=file]", large)
+    problem = page.locator("#train-drop + .problem")
+    problem.wait_for()
+    assert "File(s) exceed the maximum allowed size" in problem.inner_text()
+    page.get_by_test_id("toast-body").wait_for(state="detached")
+    page.click("#train-go")  # which has another
+    problem.wait_for(state="detached")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

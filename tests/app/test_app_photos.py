@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from app.photos import SMALLEST_SIDE, Crop, CroppedPhoto, take_in, write_squares
+from app.photos import SMALLEST_SIDE, Crop, CroppedPhoto, take_in, write_photos
 from app.settings import Limits
 from svfit_diffusion.training.reading import FORMATS
 
@@ -173,12 +173,10 @@ def test_crops_are_squares_inside_the_photo(crop: Crop, box: tuple[int, ...]) ->
     assert crop.box((60, 40)) == box
 
 
-def test_squares_are_what_the_frame_shows(tmp_path: Path) -> None:
+def test_squares_and_captions_are_what_is_written(tmp_path: Path) -> None:
     photo = CroppedPhoto("../../evil.png", picture()).with_crop(Crop(x=1, zoom=2))
     assert photo.square().size == (20, 20)
-    framed = photo.framed()
-    assert framed.getpixel((50, 20)) == (0, 0, 255)
-    assert framed.getpixel((5, 20))[0] < 100
-    write_squares([photo.square()], tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["00.png"]
+    write_photos([photo.with_caption(" sks dog\n asleep "), photo], tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00.png", "00.txt", "01.png"]
+    assert (tmp_path / "00.txt").read_text() == "sks dog asleep"
     assert Image.open(tmp_path / "00.png").getcolors() == [(400, (0, 0, 255))]

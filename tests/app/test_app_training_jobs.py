@@ -15,6 +15,7 @@ from PIL import Image
 from app.base_model import BaseModel
 from app.errors import AppError, LibraryError, SettingError
 from app.library import AdapterLibrary
+from app.photos import CroppedPhoto
 from app.presets import PRESETS
 from app.settings import Limits
 from app.training_jobs import TrainingJobs
@@ -22,7 +23,10 @@ from app.training_status import Stage, TrainingStatus
 from svfit_diffusion.files.adapter import state_dict
 from svfit_diffusion.training import Trainer, TrainingConfig
 
-SQUARES = [Image.new("RGB", (40, 40), colour) for colour in ("red", "orange", "brown")]
+PHOTOS = [
+    CroppedPhoto(f"{colour}.png", Image.new("RGB", (40, 40), colour))
+    for colour in ("red", "orange", "brown")
+]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +64,7 @@ def settings(**changes: Any) -> TrainingConfig:
 def finished(jobs: TrainingJobs) -> TrainingStatus:
     """The status once the job's thread is through."""
     for thread in threading.enumerate():
-        if thread.name.startswith("training of"):
+        if thread.name == "trainings":
             thread.join(120)
     status = jobs.status()
     assert status is not None and status.stage.is_over
@@ -88,13 +92,13 @@ def hold(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, thr
 def test_a_training_ends_in_the_library(
     jobs: TrainingJobs, library: AdapterLibrary, base: BaseModel, tmp_path: Path
 ) -> None:
-    jobs.start("rex", SQUARES, settings())
+    jobs.start("rex", PHOTOS, settings())
     status = finished(jobs)
     assert (status.stage, status.kept, status.adapter_name) == (Stage.FINISHED, True, "rex")
     assert status.step == status.total_steps == len(status.drifts) == 4
     assert status.seconds_left is None
     assert [sample.step for sample in status.samples] == [0, 2, 4]
-    assert all(len(sample.images) == 1 for sample in status.samples)
+    assert all(len(images) == 1 for sample in status.samples for images in sample.images)
     assert len(status.photos) == 3
 
     metadata = library.describe("rex").adapter.metadata
@@ -108,12 +112,12 @@ def test_a_training_ends_in_the_library(
 def test_it_is_the_training_of_the_script(
     jobs: TrainingJobs, library: AdapterLibrary, base: BaseModel, tmp_path: Path
 ) -> None:
-    jobs.start("rex", SQUARES, settings(train_text_encoder=True))
+    jobs.start("rex", PHOTOS, settings(train_text_encoder=True))
     finished(jobs)
     folder = tmp_path / "photos"
     folder.mkdir()
-    for i, square in enumerate(SQUARES):
-        square.save(folder / f"{i}.png")
+    for i, photo in enumerate(PHOTOS):
+        photo.square().save(folder / f"{i}.png")
     config = settings(
         train_text_encoder=True,
         pretrained_model_name_or_path=base.source,
@@ -127,25 +131,98 @@ def test_it_is_the_training_of_the_script(
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
 
 
-def test_a_second_request_is_told_so_and_changes_nothing(
+def test_trainings_wait_for_their_turn_in_an_order_that_can_be_changed(
+    jobs: TrainingJobs, library: AdapterLibrary, hold: tuple[threading.Event, threading.Event]
+) -> None:
+    reached, released = hold
+    jobs.start("rex", PHOTOS, settings())
+    assert reached.wait(120)
+    runs = {name: jobs.start(name, PHOTOS, settings(max_train_steps=1)) for name in "abc"}
+    assert [status.adapter_name for status in jobs.waiting()] == ["a", "b", "c"]
+    assert all(status.stage is Stage.WAITING for status in jobs.waiting())
+    jobs.move_up(runs["c"])
+    jobs.move_up(runs["a"])  # the first stays the first
+    jobs.move_up("no such")
+    assert [status.adapter_name for status in jobs.waiting()] == ["a", "c", "b"]
+    jobs.cancel(runs["a"])
+    cancelled = jobs.status(runs["a"])
+    assert cancelled is not None and (cancelled.stage, cancelled.kept) == (Stage.STOPPED, False)
+    assert jobs.status() == jobs.status(jobs.status().run)  # type: ignore[union-attr]
+    released.set()
+    assert finished(jobs).adapter_name == "b"
+    assert library.names() == ["b", "c", "rex"]
+    assert jobs.waiting() == [] and jobs.photos(runs["b"]) == tuple(PHOTOS)
+
+
+def test_a_queue_has_an_end(
     jobs: TrainingJobs, hold: tuple[threading.Event, threading.Event]
 ) -> None:
     reached, released = hold
-    jobs.start("rex", SQUARES, settings())
+    jobs.start("rex", PHOTOS, settings())
     assert reached.wait(120)
-    with pytest.raises(AppError, match="“rex” is being trained"):
-        jobs.start("tom", SQUARES, settings())
+    for _ in range(Limits().max_waiting_trainings):
+        jobs.start("tom", PHOTOS, settings())
+    with pytest.raises(AppError, match="8 trainings are waiting, and no more are taken"):
+        jobs.start("one more", PHOTOS, settings())
+    threading.Timer(0.1, released.set).start()
+    jobs.close()
+    assert not jobs.waiting()
+
+
+def test_cancelling_the_one_that_runs_keeps_what_it_learned(
+    jobs: TrainingJobs, library: AdapterLibrary, hold: tuple[threading.Event, threading.Event]
+) -> None:
+    reached, released = hold
+    run = jobs.start("rex", PHOTOS, settings())
+    assert reached.wait(120)
+    jobs.cancel(run)
     released.set()
-    assert finished(jobs).adapter_name == "rex"
-    jobs.start("tom", SQUARES, settings(max_train_steps=1))
-    assert finished(jobs).adapter_name == "tom"
+    assert finished(jobs).stage is Stage.STOPPED
+    assert library.names() == ["rex"]
+
+
+def test_the_adapter_of_a_step_is_the_one_a_shorter_run_ends_with(
+    jobs: TrainingJobs, library: AdapterLibrary
+) -> None:
+    constant = {"lr_scheduler": "constant", "validation_steps": 2}
+    run = jobs.start("rex", PHOTOS, settings(**constant))
+    finished(jobs)
+    jobs.start("short", PHOTOS, settings(max_train_steps=2, **constant))
+    finished(jobs)
+    assert jobs.keep_step(run, 3) == "rex step 2"  # the last pictures by then
+    kept, short = (state_dict(library.describe(n).adapter) for n in ("rex step 2", "short"))
+    last = state_dict(library.describe("rex").adapter)
+    assert kept.keys() == short.keys()
+    assert all(torch.equal(kept[name], short[name]) for name in kept)
+    assert not all(torch.equal(kept[name], last[name]) for name in kept)
+    for wrong in ((run, 0), ("no such", 2)):
+        with pytest.raises(LibraryError, match="Nothing was learned by that step"):
+            jobs.keep_step(*wrong)
+
+
+def test_several_prompts_are_watched_and_captions_are_learned(jobs: TrainingJobs) -> None:
+    photos = [PHOTOS[0].with_caption("a photo of sks dog  at\nsea"), *PHOTOS[1:]]
+    watched = ["a photo of sks dog", "sks dog in the snow"]
+    seen = []
+
+    def keep(trainer: Trainer) -> Iterator[Any]:
+        seen.extend(photo.prompt for photo in trainer.photo_sets[0].photos)
+        yield from steps(trainer)
+
+    steps = Trainer.steps
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "steps", keep)
+        jobs.start("rex", photos, settings(validation_prompt=watched, num_validation_images=2))
+        status = finished(jobs)
+    assert seen == ["a photo of sks dog at sea", "a photo of sks dog", "a photo of sks dog"]
+    assert all(list(map(len, sample.images)) == [2, 2] for sample in status.samples)
 
 
 def test_stopping_keeps_what_was_learned(
     jobs: TrainingJobs, library: AdapterLibrary, hold: tuple[threading.Event, threading.Event]
 ) -> None:
     reached, released = hold
-    jobs.start("rex", SQUARES, settings())
+    jobs.start("rex", PHOTOS, settings())
     assert reached.wait(120)
     jobs.stop()
     released.set()
@@ -161,9 +238,9 @@ def test_stopping_before_the_first_step_keeps_nothing(
     def generate(*args: Any, **kwargs: Any) -> None:
         jobs.stop()
 
-    monkeypatch.setattr("app.training_jobs.generate_class_images", generate)
+    monkeypatch.setattr("app.training_job.generate_class_images", generate)
     config = settings(with_prior_preservation=True, class_prompt="a dog", num_class_images=9)
-    jobs.start("rex", SQUARES, config)
+    jobs.start("rex", PHOTOS, config)
     status = finished(jobs)
     assert (status.stage, status.step, status.kept) == (Stage.STOPPED, 0, False)
     assert library.names() == []
@@ -171,35 +248,31 @@ def test_stopping_before_the_first_step_keeps_nothing(
 
 def test_class_images_are_drawn_once_for_all_trainings(jobs: TrainingJobs, tmp_path: Path) -> None:
     config = settings(with_prior_preservation=True, class_prompt="a dog", num_class_images=5)
-    jobs.start("rex", SQUARES, config)
+    jobs.start("rex", PHOTOS, config)
     assert finished(jobs).stage is Stage.FINISHED
     (folder,) = (tmp_path / "training" / "class_images").iterdir()
     drawn = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert len(drawn) == 5
-    jobs.start("tom", SQUARES, config)
+    jobs.start("tom", PHOTOS, config)
     finished(jobs)
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == drawn
-    jobs.start("cat", SQUARES, settings(**{**vars(config), "class_prompt": "../../a cat"}))
+    jobs.start("cat", PHOTOS, settings(**{**vars(config), "class_prompt": "../../a cat"}))
     finished(jobs)
     assert len(list((tmp_path / "training" / "class_images").iterdir())) == 2
 
 
 def test_a_taken_name_gets_a_number(jobs: TrainingJobs) -> None:
     for expected in ("rex", "rex-2"):
-        jobs.start("rex", SQUARES, settings(max_train_steps=1))
+        jobs.start("rex", PHOTOS, settings(max_train_steps=1))
         assert finished(jobs).adapter_name == expected
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (("rex", SQUARES[:2], settings()), SettingError, "3 to 20 photos, you have given 2"),
-        (("rex", SQUARES * 7, settings()), SettingError, "you have given 21"),
-        (("rex", SQUARES, settings(instance_prompt=" ")), SettingError, "prompt is missing"),
-        (("rex", SQUARES, settings(max_train_steps=9999)), SettingError, "at most 5000 steps"),
-        (("rex", SQUARES, settings(resolution=4096)), SettingError, "at most 1024 pixels"),
-        (("rex", SQUARES, settings(class_prompt="x" * 2000)), SettingError, "1000 characters"),
-        (("../rex", SQUARES, settings()), LibraryError, "A name consists of"),
+        (("rex", PHOTOS[:2], settings()), SettingError, "3 to 20 photos, you have given 2"),
+        (("rex", PHOTOS * 7, settings()), SettingError, "you have given 21"),
+        (("../rex", PHOTOS, settings()), LibraryError, "A name consists of"),
     ],
 )
 def test_bad_requests_are_refused_before_anything_happens(
@@ -221,20 +294,20 @@ def test_a_failure_is_a_sentence_and_the_next_training_works(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    jobs.start("rex", SQUARES, settings(resolution=17))
+    jobs.start("rex", PHOTOS, settings(resolution=17))
     status = finished(jobs)
     assert status.stage is Stage.FAILED
     assert "resolution 17 does not fit this base model" in status.message
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "save", lambda *_: 1 / 0)
-        jobs.start("rex", SQUARES, settings())
+        jobs.start("rex", PHOTOS, settings())
         status = finished(jobs)
     assert status.stage is Stage.FAILED and not status.kept
     assert "ZeroDivisionError" in caplog.text and "ZeroDivisionError" not in status.message
     assert library.names() == []
 
-    jobs.start("rex", SQUARES, settings(max_train_steps=1))
+    jobs.start("rex", PHOTOS, settings(max_train_steps=1))
     assert finished(jobs).stage is Stage.FINISHED
 
 
@@ -243,7 +316,7 @@ def test_closing_stops_and_keeps(
 ) -> None:
     reached, released = hold
     jobs.close()  # nothing to do
-    jobs.start("rex", SQUARES, settings(max_train_steps=1000))
+    jobs.start("rex", PHOTOS, settings(max_train_steps=1000))
     assert reached.wait(120)
     threading.Timer(0.1, released.set).start()
     jobs.close()
@@ -259,7 +332,7 @@ def test_generation_is_undisturbed_by_a_training(
     reached, released = hold
     view = base.view()
     before = tiny.run_pipeline(view)
-    jobs.start("rex", SQUARES, settings(train_text_encoder=True, max_train_steps=30))
+    jobs.start("rex", PHOTOS, settings(train_text_encoder=True, max_train_steps=30))
     assert reached.wait(120)
     assert torch.equal(tiny.run_pipeline(view), before)
     assert torch.equal(tiny.run_pipeline(base.view()), before)

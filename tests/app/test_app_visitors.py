@@ -17,8 +17,10 @@ from PIL import Image
 
 from app.entrance.recognition import COOKIE
 from app.errors import AppError as OurError
-from app.errors import LibraryError
+from app.errors import BusyError, LibraryError
+from app.owned_trainings import OwnedTrainings
 from app.owners import OwnedLibrary, Owners
+from app.photos import CroppedPhoto
 from app.settings import AppSettings
 from app.training_status import Stage
 from app.visitors import Visitor, acting_as, current_visitor
@@ -32,7 +34,10 @@ SETTINGS: dict[str, Any] = {
     "width": 16,
     "height": 16,
 }
-SQUARES = [Image.new("RGB", (40, 40), colour) for colour in ("red", "orange", "brown")]
+PHOTOS = [
+    CroppedPhoto(f"{colour}.png", Image.new("RGB", (40, 40), colour))
+    for colour in ("red", "orange", "brown")
+]
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +219,7 @@ def training_of_ann(
     monkeypatch.setattr(Trainer, "steps", held)
     jobs = open_house.services.jobs
     with acting_as(ANN):
-        jobs.start("secret dog", SQUARES, _config())
+        jobs.start("secret dog", PHOTOS, _config())
     assert reached.wait(120)
     yield released
     released.set()
@@ -233,24 +238,34 @@ def _config() -> TrainingConfig:
     )
 
 
+def over(jobs: OwnedTrainings) -> None:
+    """Wait until no training runs or waits."""
+    for thread in threading.enumerate():
+        if thread.name == "trainings":
+            thread.join(120)
+
+
 def test_others_see_nothing_of_a_training_and_do_not_stop_it(
     open_house: AppServer, training_of_ann: threading.Event
 ) -> None:
     jobs = open_house.services.jobs
+    run = jobs.status().run
     with acting_as(BOB):
         status = jobs.status()
         assert status.stage is Stage.ELSEWHERE
         assert not (status.photos or status.samples or status.losses or status.adapter_name)
         assert "secret" not in repr(status) and "Another visitor" in status.message
-        with pytest.raises(OurError, match="Another visitor") as refusal:
-            jobs.start("his", SQUARES, _config())
-        assert "secret" not in str(refusal.value)
+        assert jobs.status(run) is None
+        assert jobs.photos(run) == ()
+        with pytest.raises(OurError, match="Nothing was learned"):
+            jobs.keep_step(run, 3)
         jobs.stop()
+        jobs.cancel(run)
     with acting_as(ANN):
         own = jobs.status()
         assert (own.stage, own.adapter_name, len(own.photos)) == (Stage.TRAINING, "secret dog", 3)
     training_of_ann.set()
-    jobs._job.join(120)
+    over(jobs)
     with acting_as(ANN):
         own = jobs.status()
         assert (own.stage, own.step) == (Stage.FINISHED, 3), "nobody has stopped it"
@@ -258,11 +273,37 @@ def test_others_see_nothing_of_a_training_and_do_not_stop_it(
     with acting_as(BOB):
         assert jobs.status().message == "Yours can begin." and "secret" not in repr(jobs.status())
         assert "secret dog" not in open_house.services.library.names()
-        jobs.start("his", SQUARES, _config())
-        jobs._job.join(120)
+        jobs.start("his", PHOTOS, _config())
+        over(jobs)
         assert jobs.status().adapter_name == "his"
     with acting_as(ANN):
         assert jobs.status().adapter_name == "secret dog", "one's own last stays to be seen"
+
+
+def test_the_queue_is_everyones_and_each_sees_their_own(
+    open_house: AppServer, training_of_ann: threading.Event
+) -> None:
+    jobs = open_house.services.jobs
+    with acting_as(BOB):
+        first, second = (jobs.start(name, PHOTOS, _config()) for name in ("his", "hers"))
+        with pytest.raises(BusyError, match="2 trainings of yours"):
+            jobs.start("theirs", PHOTOS, _config())
+    with acting_as(ANN):
+        third = jobs.start("another", PHOTOS, _config())
+        assert [status.run for status in jobs.waiting()] == [third]
+        jobs.move_up(third)  # past another visitor's, which nobody but the house may
+        jobs.cancel(first)
+    assert [status.run for status in jobs.waiting()] == [first, second, third]
+    with acting_as(BOB):
+        jobs.move_up(second)
+        assert [status.run for status in jobs.waiting()] == [second, first]
+    jobs.move_up(third)
+    assert [status.run for status in jobs.waiting()] == [second, third, first]
+    for run in (first, second, third):
+        jobs.cancel(run)
+    training_of_ann.set()
+    over(jobs)
+    assert open_house.services.library.names().count("secret dog") == 1
 
 
 def test_whoever_runs_the_app_stops_any_training(
@@ -272,7 +313,7 @@ def test_whoever_runs_the_app_stops_any_training(
     assert jobs.status().adapter_name == "secret dog"
     jobs.stop()
     training_of_ann.set()
-    jobs._job.join(120)
+    over(jobs)
     with acting_as(ANN):
         assert jobs.status().stage is Stage.STOPPED
 

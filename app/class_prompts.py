@@ -1,0 +1,32 @@
+"""The class prompt that follows from an instance prompt: the same without the rare word."""
+
+from __future__ import annotations
+
+_ARTICLES = frozenset({"a", "an", "the", "my", "one"})
+_PREPOSITIONS = frozenset({"on", "in", "at", "with", "under", "near", "by", "beside", "before"})
+
+
+def class_prompt_of(instance_prompt: str) -> str:
+    """`a photo of a dog` of `a photo of sks dog`; `""` where no class follows the rare word.
+
+    The rare word is the first after the last “of” and an article, or the first of a prompt without
+    an “of”.
+    """
+    words = instance_prompt.strip().rstrip(".").split()
+    after = max((i + 1 for i, word in enumerate(words) if word.lower() == "of"), default=0)
+    frame, rest = words[:after], words[after:]
+    if rest and rest[0].lower() in _ARTICLES:
+        rest = rest[1:]
+    named = rest[1:]
+    if not named or named[0].lower() in _PREPOSITIONS:
+        return ""
+    return " ".join([*frame, *_article(named), *named])
+
+
+def _article(named: list[str]) -> list[str]:
+    """The article of a class: none for several of its kind."""
+    ends = next((i for i, word in enumerate(named) if word.lower() in _PREPOSITIONS), len(named))
+    kind = named[ends - 1].lower().rstrip(",")
+    if kind.endswith("s") and not kind.endswith(("ss", "us", "is")):
+        return []
+    return ["an" if named[0][0].lower() in "aeiou" else "a"]

@@ -1,0 +1,63 @@
+"""Photos of visitors who have not trained yet, so that a reload of the page does not lose them.
+
+Only where the uploads lie is kept, what is cut out of them and what is said of them: Gradio has the
+files for a day.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+from .photos import Crop, CroppedPhoto, take_in
+from .settings import Limits
+
+_DRAFTS = 200
+"""Visitors whose photos are known; beyond, the ones longest untouched are forgotten."""
+
+_Kept = tuple[Path, Crop, str]
+
+
+class PhotoShelf:
+    """Photos by a key that only their visitor's browser knows.
+
+    Args:
+        limits: on photos.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, list[_Kept]] = OrderedDict()
+
+    def key(self, known: object) -> str:
+        """The key that a browser has, if this server has given it, or else a new one."""
+        with self._lock:
+            if isinstance(known, str) and known in self._kept:
+                return known
+            new = secrets.token_urlsafe(16)
+            self._kept[new] = []
+            while len(self._kept) > _DRAFTS:
+                self._kept.popitem(last=False)
+            return new
+
+    def put(self, key: object, photos: Sequence[CroppedPhoto]) -> None:
+        """Keep photos in place of those before; of an unknown key, none."""
+        with self._lock:
+            if isinstance(key, str) and key in self._kept:
+                self._kept[key] = [(p.file, p.crop, p.caption) for p in photos if p.file]
+                self._kept.move_to_end(key)
+
+    def photos(self, key: object) -> list[CroppedPhoto]:
+        """The photos of a key, read again; without those whose files are gone."""
+        with self._lock:
+            kept = list(self._kept.get(key, ())) if isinstance(key, str) else []
+        found = []
+        for file, crop, caption in kept:
+            if file.is_file():
+                photos, _ = take_in([file], self._limits)
+                found += [photo.with_crop(crop).with_caption(caption) for photo in photos]
+        return found

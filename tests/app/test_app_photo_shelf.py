@@ -1,0 +1,54 @@
+"""Photos over a reload: for the browser that has the key, as long as the uploads lie there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from app.photo_shelf import PhotoShelf
+from app.photos import Crop, CroppedPhoto, take_in
+from app.settings import Limits
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[CroppedPhoto]:
+    files = [tmp_path / "red.png", tmp_path / "blue.png"]
+    for file in files:
+        Image.new("RGB", (40, 40), file.stem).save(file)
+    taken, refusals = take_in(files, Limits())
+    assert not refusals
+    return [taken[0].with_crop(Crop(x=1, zoom=2)), taken[1].with_caption("sks dog asleep")]
+
+
+def test_photos_come_back_with_their_crops_and_captions(photos: list[CroppedPhoto]) -> None:
+    shelf = PhotoShelf(Limits())
+    key = shelf.key(None)
+    assert shelf.key(key) == key
+    shelf.put(key, photos)
+    assert shelf.photos(key) == photos
+    assert photos[0].file is not None
+    photos[0].file.unlink()
+    assert shelf.photos(key) == photos[1:]
+
+
+def test_a_key_is_given_by_the_server_and_opens_nothing_else(photos: list[CroppedPhoto]) -> None:
+    shelf = PhotoShelf(Limits())
+    shelf.put(shelf.key(None), photos)
+    for guess in ("", "guess", None, ["guess"], {"key": 1}):
+        shelf.put(guess, photos)
+        assert shelf.photos(guess) == []
+        assert shelf.key(guess) not in (guess, shelf.key(guess))
+
+
+def test_drafts_longest_untouched_are_forgotten(
+    photos: list[CroppedPhoto], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.photo_shelf._DRAFTS", 2)
+    shelf = PhotoShelf(Limits())
+    first, second = shelf.key(None), shelf.key(None)
+    for key in (second, first):
+        shelf.put(key, photos)
+    shelf.key(None)
+    assert shelf.photos(first) == photos and shelf.photos(second) == []
