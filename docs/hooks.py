@@ -83,7 +83,7 @@ def _commands() -> str:
     from svfit_diffusion.cli.main import app
 
     command = get_command(app)
-    context = command.make_context("svfit", [], resilient_parsing=True)
+    context: Any = command.make_context("svfit", [], resilient_parsing=True)
     text: str = get_docs_for_click(obj=command, ctx=context, name="svfit", title="Commands")
     return text + (
         "\n`svfit train` takes the [settings of a training](settings.md) as flags; "
