@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,10 @@ def _drawn(pipe: Any, prompts: list[str], seed: int) -> list[Image.Image]:
 
 
 def _laid_out(
-    photos: list[Image.Image],
+    photos: Sequence[Image.Image],
     prompts: list[str],
-    before: list[Image.Image],
-    after: list[Image.Image],
+    before: Sequence[Image.Image],
+    after: Sequence[Image.Image],
 ) -> Image.Image:
     """Photos as two by two, a gutter, and two rows of pictures under their prompts."""
     step = _TILE + _MARGIN

@@ -83,13 +83,8 @@ def _commands() -> str:
     from svfit_diffusion.cli.main import app
 
     command = get_command(app)
-    context = command.make_context("svfit", [], resilient_parsing=True)
-    text: str = get_docs_for_click(
-        obj=command,
-        ctx=context,  # type: ignore[arg-type]
-        name="svfit",
-        title="Commands",
-    )
+    context: Any = command.make_context("svfit", [], resilient_parsing=True)
+    text: str = get_docs_for_click(obj=command, ctx=context, name="svfit", title="Commands")
     return text + (
         "\n`svfit train` takes the [settings of a training](settings.md) as flags; "
         "`svfit app --help` lists those of the [app](../app.md).\n"

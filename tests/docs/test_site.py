@@ -48,4 +48,4 @@ def test_the_reference_is_made_from_the_code(site: Path) -> None:
 
 def test_files_outside_of_the_docs_come_along(site: Path) -> None:
     assert (site / "repository" / "benchmarks" / "results" / "quality.json").is_file()
-    assert (site / "repository" / "svfit_diffusion" / "comfyui" / "README.html").is_file()
+    assert (site / "repository" / "svfit_diffusion" / "comfyui" / "index.html").is_file()
