@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
+import time
 from collections.abc import Sequence
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -23,6 +23,9 @@ from .log_lines import errors_logged, start_log
 from .pages.layout import build_app, launch_settings
 from .services import Services, build_services
 from .settings import AppSettings, Limits
+
+_LAST_WORDS = 1.0
+"""Seconds in which the page that asked for another base model hears that it is there."""
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m app") -> None:
@@ -49,21 +52,35 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m app") ->
         sys.exit(f"{type(error).__name__}: {error}")
 
 
-def _serve(services: Services) -> None:
-    """Serve until interrupted."""
-    _, local_address, public_address = build_app(services).launch(
-        prevent_thread_lock=True, **launch_settings(services)
-    )
-    print(f"Open {local_address}", flush=True)
-    if public_address:
-        services.hosts.add(public_address)
-        print(f"or, from anywhere, {public_address}", flush=True)
+def _serve(first: Services) -> None:
+    """Serve until interrupted, with another base model whenever one is asked for."""
     # Ends as Ctrl-C does: a training keeps what it has learned.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    services: Services | None = first
+    port = first.settings.port
+    while services is not None:
+        app = build_app(services)
+        _, local_address, public_address = app.launch(
+            prevent_thread_lock=True, **launch_settings(services) | {"server_port": port}
+        )
+        port = app.server_port  # pages that are open find the next one there
+        print(f"Open {local_address}", flush=True)
+        if public_address:
+            services.hosts.add(public_address)
+            print(f"or, from anywhere, {public_address}", flush=True)
+        services = _successor(services)
+        app.close()
+
+
+def _successor(services: Services) -> Services | None:
+    """Wait for the services that take the place of these, which end; None to end altogether."""
     try:
-        threading.Event().wait()
+        following = services.succession.wait()
+        time.sleep(_LAST_WORDS)
+        return following
     except KeyboardInterrupt:
         print("Closing.", flush=True)
+        return None
     finally:
         services.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ class BaseModel:
     Attributes:
         source: as given.
         device: where it lives.
+        kind: of pipeline, for people, such as "Stable Diffusion XL".
         drawing: how it draws.
         untrainable: why it cannot be trained; None if it can.
     """
@@ -43,6 +45,7 @@ class BaseModel:
             self._pipe = load_base(BaseSource(source))
         except ConfigError as error:
             raise SettingError(str(error)) from error
+        self.kind = _kind(self._pipe)
         self.drawing = Drawing(self._pipe)
         self.untrainable = _why_untrainable(self._pipe)
         for model in _models(self._pipe):
@@ -63,6 +66,11 @@ class BaseModel:
         pipe = type(self._pipe)(**shared, **flags)
         pipe.set_progress_bar_config(disable=True)
         return pipe
+
+
+def _kind(pipe: Any) -> str:
+    name = type(pipe).__name__.removesuffix("Pipeline")
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
 
 
 def _why_untrainable(pipe: Any) -> str | None:

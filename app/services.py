@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from dataclasses import dataclass
 
 from svfit_diffusion.files.adapter import WEIGHTS_NAME
 
 from .base_model import BaseModel
+from .bases import Succession
 from .entrance.hosts import KnownHosts
 from .errors import UploadError
 from .exports import Exports
@@ -32,6 +34,7 @@ class Services:
         jobs: trains adapters.
         exports: adapters as visitors take them away.
         hosts: names by which the app may be called.
+        succession: of these services by those of another base model.
     """
 
     settings: AppSettings
@@ -42,6 +45,7 @@ class Services:
     jobs: TrainingJobs
     exports: Exports
     hosts: KnownHosts
+    succession: Succession[Services]
 
     def close(self) -> None:
         """Stop a running training, keeping what it learned."""
@@ -65,7 +69,10 @@ def build_services(settings: AppSettings, limits: Limits | None = None) -> Servi
     jobs = OwnedTrainings(base, library, settings.trainings, limits)
     hosts = KnownHosts(settings.host, settings.allowed_host)
     exports = Exports(settings.exports, base)
-    return Services(settings, limits, base, library, generator, jobs, exports, hosts)
+    succession = Succession(
+        lambda source: build_services(dataclasses.replace(settings, base=source), limits)
+    )
+    return Services(settings, limits, base, library, generator, jobs, exports, hosts, succession)
 
 
 def _add_samples(library: AdapterLibrary) -> None:

@@ -14,6 +14,7 @@ from ..entrance.places import QUEUE_SIZE
 from ..services import Services
 from ..visitors import STRANGER, acting_as
 from . import compare, generate, inspect, train
+from .base_picker import build_base_picker
 from .draft import build_memory
 from .try_it import wire_try_it
 
@@ -74,6 +75,7 @@ def build_app(services: Services) -> gr.Blocks:
             "# svfit-diffusion\nTeach a picture model your subject, then draw it.",
             elem_id="title",
         )
+        build_base_picker(services)
         memory = build_memory()
         with gr.Tabs() as tabs:
             with gr.Tab("Generate", id="generate") as tab:
