@@ -78,8 +78,10 @@ class TrainingJobs:
                 )
             self._folder.mkdir(parents=True, exist_ok=True)
             job = TrainingJob(self._base, self._library, self._folder, name, photos, config)
-            self._waiting.append(job)
-            if self._thread is None:
+            if self._thread is not None:
+                self._waiting.append(job)
+            else:
+                self._running = job
                 self._thread = threading.Thread(target=self._work, name="trainings", daemon=True)
                 self._thread.start()
         return job.status.run
@@ -179,14 +181,16 @@ class TrainingJobs:
         return next((job for job in known if job.status.run == run and self._may(job)), None)
 
     def _work(self) -> None:
-        """Run what waits until nothing does."""
-        while (job := self._next()) is not None:
+        """Run one after the other until nothing waits."""
+        job = self._running
+        while job is not None:
             job.run()
+            job = self._next()
 
     def _next(self) -> TrainingJob | None:
         with self._lock:
-            if self._running is not None:
-                self._over.append(self._running)
+            assert self._running is not None
+            self._over.append(self._running)
             self._running = self._waiting.pop(0) if self._waiting else None
             if self._running is None:
                 self._thread = None

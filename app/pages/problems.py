@@ -80,7 +80,11 @@ def explaining(
     targets = [several] if isinstance(several, gr.blocks.Block) else list(several)
     failed = [status(_NOT_DONE) if target is line else gr.skip() for target in targets]
     wrapped = _explained(handler, failed)
-    return listen(wrapped, inputs, [*targets, place], api_visibility="private", **options)
+    # Named apart, for a private event, too, takes its name from what programs may call.
+    name = f"page_{handler.__name__}"
+    return listen(
+        wrapped, inputs, [*targets, place], api_name=name, api_visibility="private", **options
+    )
 
 
 def _explained(handler: Callable[..., Any], failed: Sequence[Any]) -> Callable[..., Any]:
