@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from svfit_diffusion.files.atomic import write_atomically
+from svfit_diffusion.files.atomic import clean_up, write_atomically
+from svfit_diffusion.files.storage import writing
 from svfit_diffusion.training.photos import image_files
+
+_HOUR = 60 * 60
 
 
 def missing_class_images(folder: Path, wanted: int) -> int:
@@ -49,8 +52,13 @@ def generate_class_images(
         process_index: this process; it makes every `num_processes`-th image.
         num_processes: processes at work.
         show_progress: show a progress bar.
+
+    Raises:
+        StorageError: there is no room or no permission; what has been drawn is kept.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    clean_up(folder, "class_*.png", idle=_HOUR)  # others may be at work
     others = len([p for p in image_files(folder) if not p.name.startswith("class_")])
     # By number, not by place in a list: processes look at the folder at different times.
     own = range(process_index, count - others, num_processes)

@@ -5,22 +5,27 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from tqdm.auto import tqdm
 
+from svfit_diffusion.files.atomic import write_atomically
 from svfit_diffusion.files.hub import PICTURE_NAME, push_adapter, write_model_card
 from svfit_diffusion.training.accelerators import make_accelerator
 from svfit_diffusion.training.arguments import write_settings
 from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.grid import labelled_grid, stacked
+from svfit_diffusion.training.keeping import going_on_without, log, save_somewhere
 from svfit_diffusion.training.state import (
+    begin_run,
     check_settings,
     find_checkpoint,
     resume,
     save_checkpoint,
+    tidy,
 )
 from svfit_diffusion.training.step import StepRecord
 from svfit_diffusion.training.trainer import Trainer
@@ -29,8 +34,10 @@ Images = list[list[Image.Image]]
 
 
 def train(config: TrainingConfig) -> Path:
-    """Run a whole training: step, watch, checkpoint, save. Returns the adapter's path."""
+    """Run a whole training: step, watch, checkpoint, save. Returns the adapter's folder."""
     output = Path(config.output_dir)
+    with going_on_without("cleaning up"):
+        tidy(output)
     checkpoint = None
     if config.resume_from_checkpoint:
         checkpoint = find_checkpoint(config.resume_from_checkpoint, output)
@@ -41,8 +48,12 @@ def train(config: TrainingConfig) -> Path:
     if checkpoint:
         resume(trainer, checkpoint)
         accelerator.print(f"Resumed from {checkpoint} at step {trainer.step}")
+    if accelerator.is_main_process:
+        with going_on_without("a note of which run this is"):
+            begin_run(trainer, output)
     if config.report_to:
-        accelerator.init_trackers("dreambooth-svfit", config=_plain(config))
+        with going_on_without("trackers"):
+            accelerator.init_trackers("dreambooth-svfit", config=_plain(config))
     values = sum(parameter.numel() for parameter in trainer.sigma_parameters())
     kept = f", to keep the {config.budget:,} most useful" if config.budget else ""
     accelerator.print(f"Training {values:,} singular values{kept}")
@@ -55,10 +66,11 @@ def train(config: TrainingConfig) -> Path:
     trained = time.perf_counter()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        path = trainer.save(output)
-        write_settings(replace(config, seed=trainer.seed), output)
+        path = save_somewhere(trainer.adapter(), output)
         picture = _before_after(trainer, prompts, before, _generate(trainer, prompts))
-        picture.save(output / PICTURE_NAME)
+        with going_on_without("the settings and the picture"):
+            write_settings(replace(config, seed=trainer.seed), path.parent)
+            _write_picture(picture, path.parent / PICTURE_NAME)
         seconds = {
             **trainer.seconds,
             "training": trained - prepared,
@@ -66,8 +78,10 @@ def train(config: TrainingConfig) -> Path:
         }
         _report(trainer, path, seconds)
         if config.push_to_hub:
-            _push(trainer, output)
-    accelerator.end_training()
+            _push(trainer, path.parent)
+        output = path.parent
+    with going_on_without("the end of the trackers' logs"):
+        accelerator.end_training()
     return output
 
 
@@ -81,9 +95,10 @@ def _take_steps(trainer: Trainer) -> None:
             bar.update()
             bar.set_postfix(loss=f"{record.loss:.4f}", drift=f"{record.sigma_drift:.2%}")
             if config.report_to:
-                accelerator.log(_scalars(record), step=record.step)
+                log(accelerator, _scalars(record), record.step)
             if accelerator.is_main_process and record.step % config.checkpointing_steps == 0:
-                save_checkpoint(trainer, output, config.checkpoints_total_limit)
+                with going_on_without(f"a checkpoint at step {record.step}"):
+                    save_checkpoint(trainer, output, config.checkpoints_total_limit)
             is_due = record.step % config.validation_steps == 0 and record.step < total
             if config.validation_prompt and is_due:
                 _validate(trainer, config, record.step)
@@ -103,7 +118,7 @@ def _report(trainer: Trainer, path: Path, seconds: dict[str, float]) -> None:
 
 def _push(trainer: Trainer, output: Path) -> None:
     config, adapter = trainer.config, trainer.adapter()
-    repo_id = config.hub_model_id or output.name
+    repo_id = config.hub_model_id or Path(config.output_dir).name
     write_model_card(output, repo_id, adapter.metadata, adapter.parameter_count)
     print(f"Uploaded to {push_adapter(output, repo_id, config.hub_token)}")
 
@@ -120,15 +135,20 @@ def _validate(trainer: Trainer, config: TrainingConfig, step: int) -> None:
     """Generate validation images; write them as a picture and to the trackers."""
     images = _generate(trainer, config.validation_prompt)
     if images:
-        folder = Path(config.output_dir) / "validation"
-        folder.mkdir(parents=True, exist_ok=True)
         columns = [f"step {step}"] + [""] * (config.num_validation_images - 1)
         picture = labelled_grid(images, config.validation_prompt, columns)
-        picture.save(folder / f"step_{step:05d}.png")
-        for tracker in trainer.accelerator.trackers:
-            if hasattr(tracker, "log_images"):
-                _log_picture(tracker, picture, step)
+        with going_on_without("a validation picture"):
+            folder = Path(config.output_dir) / "validation"
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_picture(picture, folder / f"step_{step:05d}.png")
+            for tracker in trainer.accelerator.trackers:
+                if hasattr(tracker, "log_images"):
+                    _log_picture(tracker, picture, step)
     trainer.accelerator.wait_for_everyone()
+
+
+def _write_picture(picture: Image.Image, path: Path) -> None:
+    write_atomically(path, partial(picture.save, format="PNG"))
 
 
 def _log_picture(tracker: Any, picture: Image.Image, step: int) -> None:

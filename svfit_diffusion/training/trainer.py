@@ -13,6 +13,7 @@ resumed run and one on several processes follow the run that was never interrupt
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ class Trainer:
         config: as given.
         accelerator: where it runs.
         seed: of everything random.
+        run: names this run; a resumed one has the name of the run it continues.
         family: of the pipeline.
         pipe: the pipeline in training, adapter included.
         resolution: side of training images in pixels, of a square.
@@ -78,6 +80,7 @@ class Trainer:
         self._preparation = ready = Preparation(config, accelerator, pipe, show_progress)
         self.accelerator = ready.accelerator
         self.seed = ready.seed
+        self.run = uuid.uuid4().hex
         self.family = ready.family
         self.pipe = ready.family.pipe
         self.resolution = ready.resolution

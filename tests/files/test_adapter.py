@@ -46,7 +46,7 @@ def make_adapter() -> Adapter:
     return Adapter(
         {
             "unet": {"a.to_q": torch.randn(5, generator=generator), "a.to_k": torch.zeros(1)},
-            "text_encoder": {"encoder.layers.0.self_attn.q_proj": torch.tensor([1e-38, -3e38])},
+            "text_encoder": {"encoder.layers.0.self_attn.q_proj": torch.tensor([1e-38, -65504.0])},
             "text_encoder_2": {"text_model.encoder.layers.1.mlp.fc1": torch.ones(3)},
             "transformer": {"blocks.0.attn.to_v": torch.full((2,), 0.1)},
         },
