@@ -31,7 +31,7 @@ from svfit_diffusion.files.adapter_tensors import (
     problems_in,
     split_suffix,
 )
-from svfit_diffusion.files.atomic import write_safetensors
+from svfit_diffusion.files.atomic import make_folder, write_safetensors
 from svfit_diffusion.files.metadata import (
     FORMAT,
     FORMAT_VERSION,
@@ -122,9 +122,9 @@ def write_adapter(path: Path, adapter: Adapter) -> None:
     """Write an adapter file, whole or not at all.
 
     Raises:
-        OSError: the file could not be written; one that was there is untouched.
+        StorageError: there is no room or no permission; a file that was there is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_safetensors(path, state_dict(adapter), adapter.metadata.to_header())
 
 

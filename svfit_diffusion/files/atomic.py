@@ -174,6 +174,19 @@ def _move(folder: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder that is to last, and those above it, if need be.
+
+    Raises:
+        StorageError: there is no permission.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in missing:
+            _sync_folder(path.parent)
+
+
 def remove_folder(path: Path) -> None:
     """Remove a folder; under its name it is there as a whole or not at all.
 

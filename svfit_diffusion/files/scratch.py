@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from svfit_diffusion.errors import StorageError
-from svfit_diffusion.files.atomic import save_safetensors
+from svfit_diffusion.files.atomic import make_folder, save_safetensors
 from svfit_diffusion.files.storage import writing
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,6 @@ class Scratch:
 
 
 def _make_folder(folder: Path) -> tempfile.TemporaryDirectory[str]:
+    make_folder(folder)
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryDirectory(dir=folder, prefix=f".{SCRATCH_NAME}.", suffix=".tmp")

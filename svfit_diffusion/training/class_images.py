@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from svfit_diffusion.files.atomic import clean_up, write_atomically
-from svfit_diffusion.files.storage import writing
+from svfit_diffusion.files.atomic import clean_up, make_folder, write_atomically
 from svfit_diffusion.training.photos import image_files
 
 _HOUR = 60 * 60
@@ -56,8 +55,7 @@ def generate_class_images(
     Raises:
         StorageError: there is no room or no permission; what has been drawn is kept.
     """
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     clean_up(folder, "class_*.png", idle=_HOUR)  # others may be at work
     others = len([p for p in image_files(folder) if not p.name.startswith("class_")])
     # By number, not by place in a list: processes look at the folder at different times.

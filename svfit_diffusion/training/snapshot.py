@@ -110,13 +110,14 @@ def _optimizer_entries(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor |
 
 def _optimizer_state(trainer: Trainer, snapshot: Snapshot) -> dict[str, Any]:
     """The state dict of the optimizer in a snapshot."""
-    groups = trainer.optimizer.state_dict()["param_groups"]
-    for i, group in enumerate(groups):
+    groups = []
+    for i, own in enumerate(trainer.optimizer.state_dict()["param_groups"]):
         saved: dict[str, Any] = _under(f"group.{i}", snapshot.numbers)
-        pairs = {name: value for name, value in group.items() if isinstance(value, tuple)}
-        for name, pair in pairs.items():
-            group[name] = tuple(saved.pop(f"{name}.{j}") for j in range(len(pair)))
-        group |= saved
+        group = {name: value for name, value in own.items() if not _is_number(value)}
+        for name, value in group.items():
+            if isinstance(value, tuple):
+                group[name] = tuple(saved.pop(f"{name}.{j}") for j in range(len(value)))
+        groups.append(group | saved)
     state: dict[int, dict[str, Any]] = {}
     for name, value in (_under("optimizer", snapshot.tensors | snapshot.numbers)).items():
         index, _, entry = name.partition(".")
@@ -144,7 +145,10 @@ def _problems(trainer: Trainer, snapshot: Snapshot) -> Iterator[str]:
 def _expected(trainer: Trainer) -> tuple[dict[str, Any], set[str]]:
     """Examples of what a snapshot of a trainer holds by name, and names that it may lack."""
     groups: list[dict[str, Any]] = [
-        {"params": [torch.zeros_like(shift).requires_grad_() for shift in group["params"]], "lr": 1}
+        {
+            "params": [torch.zeros_like(shift).requires_grad_() for shift in group["params"]],
+            "lr": 1.0,
+        }
         for group in trainer.optimizer.param_groups
     ]
     throwaway = make_optimizer(trainer.config.optimizer_settings, groups)

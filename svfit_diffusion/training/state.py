@@ -13,11 +13,10 @@ from pathlib import Path
 
 from svfit_diffusion.errors import CheckpointError, listed
 from svfit_diffusion.files.adapter import WEIGHTS_NAME
-from svfit_diffusion.files.atomic import clean_up, remove_folder, write_atomically
+from svfit_diffusion.files.atomic import clean_up, make_folder, remove_folder, write_atomically
 from svfit_diffusion.files.hub import PICTURE_NAME
 from svfit_diffusion.files.json_text import parse_json
 from svfit_diffusion.files.scratch import SCRATCH_NAME
-from svfit_diffusion.files.storage import writing
 from svfit_diffusion.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.snapshot import restore, take
@@ -47,8 +46,7 @@ def begin_run(trainer: Trainer, output_dir: Path) -> None:
         StorageError: there is no room or no permission.
     """
     text = json.dumps({"run": trainer.run})
-    with writing(output_dir):
-        output_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(output_dir)
     write_atomically(output_dir / _RUN, lambda target: target.write_text(text, encoding="utf-8"))
 
 
@@ -58,8 +56,7 @@ def save_checkpoint(trainer: Trainer, output_dir: Path, limit: int | None = None
     Raises:
         StorageError: there is no room or no permission; no half-written checkpoint is left.
     """
-    with writing(output_dir):
-        output_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(output_dir)
     others, _ = _read_all(output_dir)
     checkpoint = Checkpoint(
         run=trainer.run,

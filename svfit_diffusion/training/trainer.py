@@ -192,7 +192,7 @@ class Trainer:
         """Write the adapter as learned so far into a folder, whole or not at all.
 
         Raises:
-            OSError: it could not be written; a file that was there is untouched.
+            StorageError: there is no room or no permission; a file that was there is untouched.
         """
         path = folder / WEIGHTS_NAME
         write_adapter(path, self.adapter())
