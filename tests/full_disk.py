@@ -17,7 +17,7 @@ import pytest
 
 def fill(patch: pytest.MonkeyPatch, *folders: Path, error: int = errno.ENOSPC) -> None:
     """From now on nothing can be written in these folders."""
-    open_file, os_open = io.open, os.open
+    open_file, os_open, os_mkdir = io.open, os.open, os.mkdir
 
     def is_full(path: object) -> bool:
         if not isinstance(path, str | os.PathLike):
@@ -38,6 +38,12 @@ def fill(patch: pytest.MonkeyPatch, *folders: Path, error: int = errno.ENOSPC) -
             refuse(path)
         return os_open(path, flags, *args, **kwargs)
 
+    def checked_mkdir(path: Any, *args: Any, **kwargs: Any) -> None:
+        if is_full(path):
+            refuse(path)
+        os_mkdir(path, *args, **kwargs)
+
+    patch.setattr(os, "mkdir", checked_mkdir)
     patch.setattr(io, "open", checked_open)
     patch.setattr(builtins, "open", checked_open)
     patch.setattr(os, "open", checked_os_open)

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 from tqdm.auto import tqdm
 
-from svfit_diffusion.files.atomic import write_atomically
+from svfit_diffusion.files.atomic import make_folder, write_atomically
 from svfit_diffusion.files.hub import PICTURE_NAME, push_adapter, write_model_card
 from svfit_diffusion.training.accelerators import make_accelerator
 from svfit_diffusion.training.arguments import write_settings
@@ -139,7 +139,7 @@ def _validate(trainer: Trainer, config: TrainingConfig, step: int) -> None:
         picture = labelled_grid(images, config.validation_prompt, columns)
         with going_on_without("a validation picture"):
             folder = Path(config.output_dir) / "validation"
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             _write_picture(picture, folder / f"step_{step:05d}.png")
             for tracker in trainer.accelerator.trackers:
                 if hasattr(tracker, "log_images"):
