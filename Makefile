@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Threads that wait by spinning slow a busy machine a hundred times.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 # The demo's subject: a folder of photos, and what is in them.
 SUBJECT ?= samples/subjects/blue_car
@@ -24,7 +26,7 @@ demo: $(VENV)/core
 	        "a photo of sks $(CLASS) in the snow" "a photo of sks $(CLASS) on a wooden floor" \
 	        "a photo of a $(CLASS) in the snow" \
 	    --validation_steps=1000 --num_validation_images=3 \
-	    --guidance_scale=2 --sample_batch_size=16 --seed=0 --output_dir=$(OUTPUT)
+	    --guidance_scale=2 --sample_batch_size=16 --seed=0 --output_dir=$(OUTPUT) --overwrite
 
 # Options of `python -m app`, such as ARGS="--port 8000".
 ARGS ?=

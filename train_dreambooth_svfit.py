@@ -9,7 +9,11 @@ accelerate launch train_dreambooth_svfit.py \
 
 from __future__ import annotations
 
+import os
 import sys
+
+# Before torch is imported: threads that wait by spinning slow a busy machine a hundred times.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from svfit_diffusion.errors import SVFitError
 from svfit_diffusion.training.arguments import parse_args
@@ -22,6 +26,8 @@ def main() -> None:
         train(parse_args(description=__doc__ or ""))
     except (SVFitError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:  # the second, or before there is anything to keep
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import threading
 from collections.abc import Sequence
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+# Before torch is imported: threads that wait by spinning slow a busy machine a hundred times.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging

@@ -7,19 +7,16 @@ Names that a browser sends are shown to the visitor and used for nothing else.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageEnhance, ImageOps
+
+from svfit_diffusion.errors import DataError
+from svfit_diffusion.training.reading import opened, rgb
 
 from .settings import Limits
-
-logger = logging.getLogger(__name__)
-
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF")
-"""Decoders that uploads may reach, by Pillow's names."""
 
 SMALLEST_SIDE = 32
 """Photos with a shorter side, in pixels, show too little to learn from."""
@@ -119,7 +116,7 @@ def take_in(
             continue
         try:
             photos.append(CroppedPhoto(file.name, _read(file, limits)))
-        except _UnusableError as error:
+        except DataError as error:
             refusals.append(Refusal(file.name, str(error)))
     return photos, refusals
 
@@ -130,55 +127,25 @@ def write_squares(squares: Sequence[Image.Image], folder: Path) -> None:
         square.save(folder / f"{number:02d}.png")
 
 
-class _UnusableError(Exception):
-    """Why a file cannot be used."""
-
-
 def _read(file: Path, limits: Limits) -> Image.Image:
     """The photo in `file`, RGB and upright, reduced if it is larger than training can use."""
     size = file.stat().st_size
     if size > limits.max_file_bytes:
-        raise _UnusableError(
+        raise DataError(
             f"{size / 2**20:.0f} MiB, at most {limits.max_file_bytes / 2**20:.0f} are allowed"
         )
-    try:
-        # Opening reads the header alone; Pillow's own guard against bombs works here, too.
-        with Image.open(file, formats=FORMATS) as image:
-            _check_header(image, limits)
-            image.draft("RGB", (_WORKING_SIDE, _WORKING_SIDE))
-            upright = ImageOps.exif_transpose(image).convert("RGBA")
-    except UnidentifiedImageError:
-        raise _UnusableError("not a JPEG, PNG, WebP, AVIF, BMP, GIF or TIFF picture") from None
-    except Image.DecompressionBombError:
-        raise _UnusableError(_too_large(limits)) from None
-    except _UnusableError:
-        raise
-    except Exception as error:  # decoders raise whatever comes to them
-        logger.info("cannot decode an uploaded picture", exc_info=True)
-        raise _UnusableError("damaged or cut short") from error
-    # Transparent pixels have arbitrary colours underneath; show them on white.
-    photo = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
+    with opened(file, limits.max_pixels) as image:
+        _check_shape(*image.size)
+        image.draft("RGB", (_WORKING_SIDE, _WORKING_SIDE))
+        photo = rgb(image)
     scale = _WORKING_SIDE / min(photo.size)
     if scale < 1:
         photo = ImageOps.scale(photo, scale, Image.Resampling.LANCZOS)
     return photo
 
 
-def _check_header(image: Image.Image, limits: Limits) -> None:
-    width, height = image.size
-    if width * height > limits.max_pixels:
-        raise _UnusableError(_too_large(limits))
+def _check_shape(width: int, height: int) -> None:
     if min(width, height) < SMALLEST_SIDE:
-        raise _UnusableError(
-            f"{width}×{height} pixels, both sides must have at least {SMALLEST_SIDE}"
-        )
+        raise DataError(f"{width}×{height} pixels, both sides must have at least {SMALLEST_SIDE}")
     if max(width, height) > _LONGEST_SHAPE * min(width, height):
-        raise _UnusableError(
-            f"{width}×{height} pixels is too long a strip to be cropped to a square"
-        )
-    if image.mode[0] in "IF":
-        raise _UnusableError("more than 8 bits per pixel of grey; save it as an ordinary JPEG")
-
-
-def _too_large(limits: Limits) -> str:
-    return f"more than {limits.max_pixels / 1e6:.0f} million pixels"
+        raise DataError(f"{width}×{height} pixels is too long a strip to be cropped to a square")

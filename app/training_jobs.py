@@ -242,6 +242,7 @@ class _Job(threading.Thread):
                 arguments,
                 batch_size=config.sample_batch_size,
                 seed=_CLASS_IMAGE_SEED,
+                base=config.source.identity,
                 show_progress=False,
             )
 

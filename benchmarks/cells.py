@@ -267,7 +267,7 @@ class Bench:
         if not self.setup.recipe.prior_loss_weight:
             return []
         folder = self._class_folder(subject)
-        return load_photos(folder, subject.class_prompt, limit=_CLASS_IMAGES)
+        return load_photos(folder, subject.class_prompt)[:_CLASS_IMAGES]
 
 
 @functools.cache

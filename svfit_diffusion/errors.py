@@ -14,7 +14,8 @@
     ├── StateError           calls out of order (unfuse before fuse, ...)
     ├── InterchangeError     an adapter cannot be exported, or a LoRA not imported
     ├── BatchError           a batch does not fit the adapters given per prompt
-    └── DivergedError        training has left the finite numbers
+    ├── DivergedError        training has left the finite numbers
+    └── StoppedError         a training was stopped before it had learned anything
 
 Each is also the built-in exception that a caller who does not know us would expect.
 """
@@ -86,6 +87,10 @@ class BatchError(SVFitError, ValueError):
 
 class DivergedError(SVFitError, ArithmeticError):
     """Training has left the finite numbers."""
+
+
+class StoppedError(SVFitError, RuntimeError):
+    """A training was stopped before it had learned anything."""
 
 
 _LONGEST = 400  # characters of a line of `listed`

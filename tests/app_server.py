@@ -28,7 +28,9 @@ ADAPTERS = ("rex", "tom")
 """Adapters in the served library, which random shifts make visible."""
 
 SECONDS = 60
-"""How long a browser waits for anything."""
+"""How long a browser waits for anything quick."""
+LONG = 240_000
+"""How long it waits for trainings and large pictures, on a busy machine, in milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def visit(browser: Any, app_server: AppServer) -> Iterator[Callable[..., Any]]:
         context.set_default_timeout(1000 * SECONDS)
         page = context.new_page()
         page.goto(url)
-        page.locator("#generate-go").wait_for()
+        arrive(page)
         return page
 
     yield open_page
@@ -158,6 +160,12 @@ def page(visit: Callable[..., Any]) -> Any:
     return visit()
 
 
+def arrive(page: Any) -> None:
+    """Wait until the app can be used, after going there or coming back."""
+    page.locator("#generate-go").wait_for()
+    _see(page)
+
+
 def open_tab(page: Any, name: str) -> None:
     """Choose a page of the app; on a phone, Gradio may keep it behind a button."""
     tab = page.get_by_role("tab", name=name)
@@ -166,3 +174,36 @@ def open_tab(page: Any, name: str) -> None:
     else:
         page.get_by_role("button", name="More tabs").click()
         page.locator(".overflow-dropdown button", has_text=name).click()
+    _see(page)
+
+
+def unfold(page: Any, section: str) -> None:
+    """Open folded settings, by their selector, unless they are open."""
+    button = page.locator(section).get_by_role("button", name="settings").first
+    if "open" not in button.get_attribute("class").split():
+        button.click()
+        _see(page)
+
+
+def choose(page: Any, field: str, option: str) -> None:
+    """Choose in a dropdown, by its selector, and leave it as visitors do."""
+    text = page.locator(f"{field} input")
+    text.click()
+    page.get_by_role("option", name=option, exact=True).click()
+    text.blur()  # which closes the list where several can be chosen
+    page.locator(field).get_by_role("listbox").wait_for(state="detached")
+
+
+def chosen(page: Any, field: str) -> list[str]:
+    """What a dropdown shows as chosen, by its selector."""
+    texts: list[str] = page.locator(f"{field} .token").all_inner_texts()
+    return texts or [page.locator(f"{field} input").input_value()]
+
+
+def _see(page: Any) -> None:
+    """Wait until what was opened can be seen: fields get their first values once more before that,
+    and browsers that are told to, unlike people, fill in fields they have not seen.
+    """
+    page.evaluate(
+        "() => new Promise(seen => requestAnimationFrame(() => requestAnimationFrame(seen)))"
+    )

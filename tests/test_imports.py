@@ -23,7 +23,7 @@ FLOORS = [
     {"spectrum"},
     {"adapters"},
     {"training", "interchange", "peft"},
-    {"fleet", "comfyui"},
+    {"fleet", "comfyui", "planning"},
     {"cli"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

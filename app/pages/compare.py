@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +72,7 @@ def build(services: Services, tab: gr.Tab) -> None:
     """Build the page inside the current tab."""
     with gr.Row(elem_classes="studio"):
         parts = _lay_out(services, tab)
+    _wire_suggestions(parts)
     _wire_drawing(services, parts)
 
 
@@ -78,8 +80,8 @@ def _lay_out(services: Services, tab: gr.Tab) -> _Parts:
     with gr.Column(elem_classes="ask"):
         prompt = prompt_box(services, "compare")
         with gr.Row():
-            x = _axis_fields(services, "x", "Columns", AxisKind.STRENGTH)
-            y = _axis_fields(services, "y", "Rows", AxisKind.SEED)
+            x = _axis_fields("x", "Columns", AxisKind.STRENGTH)
+            y = _axis_fields("y", "Rows", AxisKind.SEED)
         with gr.Row():
             go = gr.Button("Compare", variant="primary", scale=3, elem_id="compare-go")
             halt = gr.Button("Stop", scale=1, min_width=80, elem_id="compare-stop")
@@ -190,14 +192,25 @@ def _wire_drawing(services: Services, parts: _Parts) -> None:
     watch(running, parts.halt, parts.line)
 
 
-def _axis_fields(services: Services, axis: str, label: str, kind: AxisKind) -> _AxisFields:
-    def suggest(chosen: str) -> gr.Textbox:
-        kind = AxisKind(chosen)
-        value = _SUGGESTIONS.get(kind)
-        if value is None:
-            value = ", ".join((BASE_MODEL, *services.library.names()))
-        return gr.Textbox(value, info=_HINTS[kind], visible=kind is not AxisKind.NONE)
+def _wire_suggestions(parts: _Parts) -> None:
+    # In the browser, so that no late suggestion takes the place of what a visitor writes.
+    suggest = f"""(kind, {{names}}) => ({{
+      __type__: "update",
+      value: {json.dumps(_SUGGESTIONS)}[kind] ?? [{json.dumps(BASE_MODEL)}, ...names].join(", "),
+      info: {json.dumps(_HINTS)}[kind],
+      visible: kind !== {json.dumps(AxisKind.NONE)},
+    }})"""
+    for axis in (parts.x, parts.y):
+        axis.kind.change(
+            None,
+            [axis.kind, parts.mixer.choice.news],
+            axis.values,
+            js=suggest,
+            api_visibility="private",
+        )
 
+
+def _axis_fields(axis: str, label: str, kind: AxisKind) -> _AxisFields:
     with gr.Column(min_width=150):
         kind_ = gr.Dropdown(
             [(kind.value.capitalize(), kind.value) for kind in AxisKind],
@@ -213,5 +226,4 @@ def _axis_fields(services: Services, axis: str, label: str, kind: AxisKind) -> _
             info=_HINTS[kind],
             elem_id=f"compare-{axis}-values",
         )
-    kind_.input(suggest, kind_, values_, queue=False, api_visibility="private")
     return _AxisFields(kind_, values_)

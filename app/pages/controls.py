@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,33 +16,60 @@ from ..picture import (
     whole,
 )
 from ..services import Services
+from .adapter_choice import AdapterChoice, adapter_choice
 
 SAMPLE_ADAPTER = "blue_car"
 SAMPLE_PROMPT = "a photo of sks car on the beach"
 PLAIN_PROMPT = "a photo of a teapot on a wooden floor"
 """A prompt that needs no adapter."""
 
-_KEEP_STRENGTHS = "(names, s) => Object.fromEntries(names.map(n => [n, s[n] ?? 1]))"
+# A slider each for the first of the adapters chosen, as far as there are sliders.
+_SHOW_SLIDERS = """(names, strengths) => {
+  const known = name => Object.hasOwn(strengths, name) ? strengths[name] : 1;
+  const slider = name => name === undefined
+    ? {__type__: "update", visible: false}
+    : {__type__: "update", visible: true, label: `Strength of ${name}`, value: known(name)};
+  return [
+    Object.fromEntries(names.map(name => [name, known(name)])),
+    ...Array.from({length: %d}, (_, i) => slider(names[i])),
+  ];
+}"""
+_KEEP_STRENGTH = "(names, strengths, strength) => ({...strengths, [names[%d]]: strength})"
 
 
 @dataclass(frozen=True)
 class Mixer:
-    """Adapters with a strength each.
+    """Adapters with a strength each. All of it happens in the browser, so that nothing a visitor
+    sets is late or overwritten.
 
     Attributes:
-        names: which adapters, for choosing.
+        choice: which adapters, for choosing.
         strengths: strength by name, for reading: `{"blue_car": 1.0}`.
-        revision: to be changed after setting the other two, so that the sliders follow.
+        sliders: as many as adapters can be chosen; those in use are shown.
     """
 
-    names: gr.Dropdown
+    choice: AdapterChoice
     strengths: gr.JSON
-    revision: gr.State
+    sliders: list[gr.Slider]
 
     @property
     def components(self) -> list[Component]:
-        """All three, to be set by `mixer_values`."""
-        return [self.names, self.strengths, self.revision]
+        """What is to be set by `mixer_values`; `show_sliders` after that."""
+        return [self.choice.field, self.strengths]
+
+    def show_sliders(self, after: Callable[..., Any]) -> None:
+        """Let the sliders show what is chosen, and its strengths.
+
+        Args:
+            after: registers what happens after an event, such as `names.change`.
+        """
+        after(
+            None,
+            self.components,
+            [self.strengths, *self.sliders],
+            js=_SHOW_SLIDERS % len(self.sliders),
+            api_visibility="private",
+        )
 
 
 def mixer(services: Services, tab: gr.Tab, page: str) -> Mixer:
@@ -54,62 +79,51 @@ def mixer(services: Services, tab: gr.Tab, page: str) -> Mixer:
         tab: the page's tab.
         page: prefix of element ids.
     """
-    library = services.library
-    start = [SAMPLE_ADAPTER] if SAMPLE_ADAPTER in library.names() else []
-    names = gr.Dropdown(
-        library.names(),
-        value=start,
+    start = [SAMPLE_ADAPTER] if SAMPLE_ADAPTER in services.library.names() else []
+    most = services.limits.max_adapters
+    choice = adapter_choice(
+        services,
+        tab,
+        start,
         multiselect=True,
-        max_choices=services.limits.max_adapters,
+        max_choices=most,
         label="Adapters",
         info="Subjects that were trained. Choose none for the base model, or mix several.",
         elem_id=f"{page}-adapters",
     )
     strengths = gr.JSON(dict.fromkeys(start, 1.0), label="Adapters", visible=False)
-    revision = gr.State(0)
-    names.change(
-        None,
-        [names, strengths],
-        strengths,
-        js=_KEEP_STRENGTHS,
-        api_visibility="private",
+    sliders = [_strength_slider(start[i] if i < len(start) else None) for i in range(most)]
+    for i, slider in enumerate(sliders):
+        slider.input(
+            None,
+            [choice.field, strengths, slider],
+            strengths,
+            js=_KEEP_STRENGTH % i,
+            api_visibility="private",
+        )
+    mixer_ = Mixer(choice, strengths, sliders)
+    mixer_.show_sliders(choice.field.change)
+    return mixer_
+
+
+def _strength_slider(name: str | None) -> gr.Slider:
+    return gr.Slider(
+        -2,
+        2,
+        value=1.0,
+        step=0.05,
+        label=f"Strength of {name}" if name else "Strength",
+        info="0 is the base model, 1 as trained, below 0 the opposite; usual: 0.5 to 1.2.",
+        visible=name is not None,
+        interactive=True,
+        elem_classes="strength",
     )
 
-    def sliders(chosen: list[str], current: dict[str, float]) -> None:
-        for name in chosen:
-            slider = gr.Slider(
-                -2,
-                2,
-                value=current.get(name, 1.0),
-                step=0.05,
-                label=f"Strength of {name}",
-                info="0 is the base model, 1 as trained, below 0 the opposite; usual: 0.5 to 1.2.",
-                interactive=True,
-                elem_classes="strength",
-            )
-            # In the browser alone, so that a click on Generate right after finds the new value.
-            slider.input(
-                None,
-                [strengths, slider],
-                strengths,
-                js=f"(s, v) => ({{...s, [{json.dumps(name)}]: v}})",
-                api_visibility="private",
-            )
 
-    gr.render([names, strengths], [tab.select, names.change, revision.change], queue=False)(sliders)
-
-    def refreshed(chosen: list[str]) -> gr.Dropdown:
-        present = library.names()
-        return gr.Dropdown(present, value=[name for name in chosen if name in present])
-
-    tab.select(refreshed, names, names, queue=False, api_visibility="private")
-    return Mixer(names, strengths, revision)
-
-
-def mixer_values(services: Services, adapters: Mapping[str, float]) -> tuple[Any, Any, Any]:
+def mixer_values(services: Services, adapters: Mapping[str, float]) -> tuple[Any, Any]:
     """Values for `Mixer.components`; adapters that are not in the library are left out."""
     present = {n: s for n, s in adapters.items() if n in services.library.names()}
-    return list(present), present, time.time_ns()
+    return list(present), present
 
 
 @dataclass(frozen=True)

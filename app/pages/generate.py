@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..picture import PictureSettings, variations, whole
 from ..png_metadata import read_settings, save_picture
 from ..services import Services
 from ..visits import Picture, Progress, Waiting
+from .adapter_choice import news
 from .controls import mixer_values, picture_settings
 from .generate_parts import GenerateParts, lay_out
 from .messages import drawing, plain_errors, said, status, watch
@@ -25,6 +27,8 @@ _HISTORY = 60
 _RANDOM_SEEDS = 10**6
 """Seeds are drawn below this: enough of them, and short enough to note down."""
 
+_SEED_STAYS = status("Seed … stays; the switch for new ones is in Settings.")
+
 Tile = tuple[str, str]
 """A picture's path and its caption."""
 
@@ -34,6 +38,7 @@ def build(services: Services, tab: gr.Tab) -> None:
     with gr.Row(elem_classes="studio"):
         parts = lay_out(services, tab)
     _wire_drawing(services, parts)
+    _wire_seeds(parts)
     _wire_restoring(services, parts)
     _wire_adding(services, parts)
 
@@ -98,7 +103,7 @@ def _wire_drawing(services: Services, parts: GenerateParts) -> None:
             parts.count,
             parts.earlier,
         ],
-        [parts.result, parts.line, parts.seed, parts.earlier],
+        [parts.result, parts.line, parts.drawn_seed, parts.earlier],
         api_name="generate",
         show_progress="hidden",  # the status line says more
         concurrency_limit=concurrent_drawings(services.limits),
@@ -141,9 +146,6 @@ def _wire_restoring(services: Services, parts: GenerateParts) -> None:
             path, text = earlier[event.index]
         return path, status(f"Chosen: {text}.")
 
-    def keep_seed(seed: int) -> tuple[bool, str]:
-        return False, status(f"Seed {seed} stays; the switch for new ones is in Settings.")
-
     form = [
         parts.prompt,
         parts.sampling.negative_prompt,
@@ -157,22 +159,46 @@ def _wire_restoring(services: Services, parts: GenerateParts) -> None:
     parts.history.select(
         choose, parts.earlier, [chosen, parts.line], queue=False, api_visibility="private"
     )
-    parts.reuse.click(restore, chosen, form, api_visibility="private")
-    parts.dropped.upload(restore, parts.dropped, form, api_visibility="private")
+    for restored in (
+        parts.reuse.click(restore, chosen, form, api_visibility="private"),
+        parts.dropped.upload(restore, parts.dropped, form, api_visibility="private"),
+    ):
+        parts.mixer.show_sliders(restored.success)
+
+
+def _wire_seeds(parts: GenerateParts) -> None:
+    # In the browser, for a seed that a visitor gives while a picture is drawn stays.
+    private: dict[str, Any] = {"api_visibility": "private"}
+    parts.drawn_seed.change(
+        None,
+        [parts.drawn_seed, parts.seed, parts.new_seed],
+        parts.seed,
+        js="(drawn, seed, renewed) => renewed ? drawn : seed",
+        **private,
+    )
     parts.reuse_seed.click(
-        keep_seed, parts.seed, [parts.new_seed, parts.line], queue=False, api_visibility="private"
+        None,
+        [parts.drawn_seed, parts.seed],
+        [parts.seed, parts.new_seed, parts.line],
+        js=f"(drawn, seed) => [drawn ?? seed, false, {json.dumps(_SEED_STAYS)}"
+        ".replace('…', drawn ?? seed)]",
+        **private,
     )
 
 
 def _wire_adding(services: Services, parts: GenerateParts) -> None:
-    def add(path: str, chosen: list[str]) -> tuple[gr.Dropdown, str]:
+    def add(path: str) -> tuple[Any, Any, str]:
         with plain_errors():
             name = services.library.add(Path(path))
-        choices = gr.Dropdown(services.library.names(), value=[*chosen, name])
-        return choices, status(f"Added “{name}”.")
+        return *news(services, offered=name), status(f"Added “{name}”.")
 
-    names = parts.mixer.names
-    parts.added.upload(add, [parts.added, names], [names, parts.line], api_visibility="private")
+    parts.added.upload(
+        add,
+        parts.added,
+        [*parts.mixer.choice.components, parts.line],
+        show_progress_on=parts.line,  # it would cover the adapters
+        api_visibility="private",
+    )
 
 
 def caption(settings: PictureSettings) -> str:

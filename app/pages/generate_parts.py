@@ -47,6 +47,7 @@ class GenerateParts:
     mixer: Mixer
     added: gr.UploadButton
     seed: gr.Number
+    drawn_seed: gr.Number
     new_seed: gr.Checkbox
     count: gr.Slider
     sampling: Sampling
@@ -92,7 +93,7 @@ def lay_out(services: Services, tab: gr.Tab) -> GenerateParts:
         examples = gr.Column()  # stands above the mixer, whose choice it sets
         mixer_ = mixer(services, tab, "generate")
         with examples:
-            _build_examples(services, prompt, mixer_.names)
+            _build_examples(services, prompt, mixer_.choice.field)
         added = gr.UploadButton(
             "Add an adapter file …", file_types=[SUFFIX], size="sm", elem_id="generate-add-adapter"
         )
@@ -133,6 +134,7 @@ def lay_out(services: Services, tab: gr.Tab) -> GenerateParts:
         mixer=mixer_,
         added=added,
         seed=seed,
+        drawn_seed=gr.Number(label="Seed", precision=0, visible=False),
         new_seed=new_seed,
         count=count,
         sampling=sampling_,

@@ -31,6 +31,7 @@ from ..inspection import (
 from ..library import AdapterInfo
 from ..photos import take_in
 from ..services import Services
+from .adapter_choice import adapter_choice
 from .messages import plain_errors
 
 _BARS = 10
@@ -44,11 +45,14 @@ def build(services: Services, tab: gr.Tab) -> None:
     """Build the page inside the current tab."""
     with gr.Row():
         with gr.Column(scale=5, min_width=320):
-            adapter_ = gr.Dropdown(
+            adapter_ = adapter_choice(
+                services,
+                tab,
+                never_empty=True,
                 label="Adapter",
                 info="A subject that was trained or added.",
                 elem_id="inspect-adapter",
-            )
+            ).field
             table = gr.HTML(elem_id="inspect-facts", apply_default_css=False)
             _build_exports(services, adapter_)
         with gr.Column(scale=6, min_width=320):
@@ -73,14 +77,7 @@ def build(services: Services, tab: gr.Tab) -> None:
             gr.update(choices=names, value=names[0] if names else None),
         )
 
-    def listed(name: str | None) -> Any:
-        names = services.library.names()
-        if name not in names:
-            name = names[0] if names else None
-        return gr.update(choices=names, value=name)
-
     adapter_.change(inspect, adapter_, [inspected_, table, moved, layer_], **_PRIVATE)
-    tab.select(listed, adapter_, adapter_, **_QUICK)
 
 
 def _build_exports(services: Services, adapter_: gr.Dropdown) -> None:
@@ -149,7 +146,7 @@ def _build_layer(services: Services, inspected_: gr.State) -> gr.Dropdown:
                 plots.energy_by_rank(list(shifts.values()), shift),
                 f"Cumulative energy of the singular values of {name} against rank.",
             ),
-            gr.update(maximum=shift.sigma.size, value=min(rank, shift.sigma.size)),
+            _up_to(shift.sigma.size, rank),
         )
 
     def show_weight(
@@ -160,7 +157,7 @@ def _build_layer(services: Services, inspected_: gr.State) -> gr.Dropdown:
         with plain_errors():
             shift = shifts[name]
             basis = weight_basis(services.base.view(), shift.component, shift.path)
-        parts = split([basis], int(rank))
+        parts = split([basis], min(int(rank), basis.rank))
         line = _shares("weight", parts)
         return line, plots.to_svg(plots.weight_maps(parts), line)
 
@@ -221,8 +218,7 @@ def _build_picture(services: Services, tab: gr.Tab) -> None:
     def opened(image: Image.Image, rank: float) -> tuple[Any, ...]:
         bases = image_bases(image)
         full = bases[0].rank
-        rank = min(int(rank), full)
-        return bases, gr.update(maximum=full, value=rank), *show(bases, rank)
+        return bases, _up_to(full, rank), *show(bases, min(rank, full))
 
     def show(bases: list[Basis] | None, rank: float) -> tuple[Any, ...]:
         if bases is None:
@@ -257,6 +253,12 @@ def _rank_slider(label: str, name: str) -> gr.Slider:
         info="That many of the largest, and that many of the smallest.",
         elem_id=f"inspect-{name}-rank",
     )
+
+
+def _up_to(full_rank: int, rank: float) -> Any:
+    """An update of a rank slider: it ends at `full_rank`, and stays where it is if it can."""
+    moved: dict[str, Any] = {"value": full_rank} if rank > full_rank else {}
+    return gr.update(maximum=full_rank, **moved)
 
 
 def _facts_table(info: AdapterInfo) -> str:

@@ -17,10 +17,11 @@ from ..photos import CroppedPhoto
 from ..plots import to_svg, training_curves
 from ..services import Services
 from ..training_status import Stage, TrainingStatus
+from .adapter_choice import news
 from .messages import plain_errors, status
 from .photo_drop import photo_drop
 from .training_form import build_form
-from .your_adapters import adapter_choice, your_adapters
+from .your_adapters import your_adapters
 
 _POLL_SECONDS = 1.0
 
@@ -47,25 +48,36 @@ def build(services: Services, tab: gr.Tab) -> None:
                 )
         with gr.Column(scale=6, min_width=320):
             view = _build_view()
-            choice_ = your_adapters(services, tab)
+            choice = your_adapters(services, tab)
 
     def show(seen: dict[str, Any] | None) -> tuple[Any, ...]:
         """What has changed since what the browser says it has `seen`."""
         now = services.jobs.status()
-        before = seen if seen and now and seen["run"] == now.run else {}
+        seen = seen or {}
+        before = seen if now and seen.get("run") == now.run else {}
         if now is None or before.get("revision") == now.revision:
-            return (gr.skip(),) * 7
-        samples, kept = len(now.samples), now.kept
+            return (gr.skip(),) * 8
+        samples = len(now.samples)
+        last: str | None = seen.get("adapter")
+        trained = now.adapter_name if now.kept and now.adapter_name != last else None
         return (
-            {"run": now.run, "revision": now.revision, "samples": samples, "kept": kept},
+            {
+                "run": now.run,
+                "revision": now.revision,
+                "samples": samples,
+                "adapter": trained or last,
+            },
             _line(now),
             _curves(now.losses, now.drifts, now.total_steps) if now.step else "",
             gr.skip() if before.get("samples") == samples else _samples(now),
             gr.skip() if before else gr.update(value=list(now.photos), visible=True),
             gr.update(interactive=not now.stage.is_over),
-            adapter_choice(services, now.adapter_name)
-            if kept and not before.get("kept")
-            else gr.skip(),
+            # Chosen, unless the visitor has chosen another than the last.
+            *(
+                news(services, offered=trained, instead={last: trained} if last else None)
+                if trained
+                else (gr.skip(),) * 2
+            ),
         )
 
     def start(values: dict[Component, Any]) -> None:
@@ -88,7 +100,7 @@ def build(services: Services, tab: gr.Tab) -> None:
     gr.Timer(_POLL_SECONDS).tick(
         show,
         seen_,
-        [seen_, *view.components, halt, choice_],
+        [seen_, *view.components, halt, *choice.components],
         queue=False,
         trigger_mode="once",
         **private,

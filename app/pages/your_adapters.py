@@ -7,22 +7,23 @@ from typing import Any
 import gradio as gr
 
 from ..services import Services
+from .adapter_choice import AdapterChoice, adapter_choice, news
 from .messages import plain_errors
 
 _CONFIRM = "(name) => name && confirm(`Delete “${name}” for good?`) ? name : null"
 
 
-def your_adapters(services: Services, tab: gr.Tab) -> gr.Dropdown:
-    """Build the section; its list follows the library whenever the tab is opened.
+def your_adapters(services: Services, tab: gr.Tab) -> AdapterChoice:
+    """Build the section.
 
     Returns:
-        The choice of an adapter, to be updated with `adapter_choice` after a training.
+        The choice of an adapter, to be told of news after a training.
     """
     library = services.library
     with gr.Accordion("Your adapters", open=True, elem_id="train-adapters"):
-        choice_ = gr.Dropdown(
-            library.names(),
-            value=None,
+        choice = adapter_choice(
+            services,
+            tab,
             label="Adapter",
             info="What was trained here or added. All of them can be used on the Generate page.",
             elem_id="train-adapter",
@@ -46,29 +47,23 @@ def your_adapters(services: Services, tab: gr.Tab) -> gr.Dropdown:
             path = str(library.path(name)) if name else None
         return gr.update(value=path, interactive=path is not None)
 
-    def renamed(name: str | None, new_name: str) -> tuple[Any, str]:
+    def renamed(name: str | None, new_name: str) -> tuple[Any, Any, str]:
         with plain_errors():
-            return adapter_choice(services, library.rename(_chosen(name), new_name)), ""
+            old = _chosen(name)
+            return *news(services, instead={old: library.rename(old, new_name)}), ""
 
-    def deleted(name: str | None) -> Any:
+    def deleted(name: str | None) -> tuple[Any, Any]:
         if name is None:
-            return gr.skip()
+            return gr.skip(), gr.skip()
         with plain_errors():
             library.delete(name)
-        return adapter_choice(services, None)
+        return news(services)
 
     private: dict[str, Any] = {"queue": False, "api_visibility": "private"}
-    choice_.change(downloadable, choice_, download, **private)
-    name_.submit(renamed, [choice_, name_], [choice_, name_], **private)
-    delete.click(deleted, choice_, choice_, js=_CONFIRM, **private)
-    tab.select(lambda name: adapter_choice(services, name), choice_, choice_, **private)
-    return choice_
-
-
-def adapter_choice(services: Services, name: str | None) -> Any:
-    """An update of a choice of one adapter: the library as it is, with `name` chosen if there."""
-    names = services.library.names()
-    return gr.update(choices=names, value=name if name in names else None)
+    choice.field.change(downloadable, choice.field, download, **private)
+    name_.submit(renamed, [choice.field, name_], [*choice.components, name_], **private)
+    delete.click(deleted, choice.field, choice.components, js=_CONFIRM, **private)
+    return choice
 
 
 def _chosen(name: str | None) -> str:

@@ -40,6 +40,13 @@ class LiveProjection:
         self.paused = False
         self._place_basis()
 
+    @property
+    def vectors(self) -> list[Tensor]:
+        """What it keeps of the basis on the layer's device."""
+        if self._one_sided is None:
+            return [self._shifted.basis.u, self._shifted.basis.v]
+        return [self._one_sided.near, self._one_sided.far, self._one_sided.inverse]
+
     def close(self) -> None:
         """Be the layer from now on: someone may keep a wrapped processor or forward of ours."""
         self._active = []

@@ -77,6 +77,7 @@ def compute(
     """Compute ahead what training on a base, and loading adapters of it, would compute."""
     from svfit_diffusion.adapters.base_weights import weights_of_models
     from svfit_diffusion.families import family_of
+    from svfit_diffusion.spectrum.basis import as_matrix
     from svfit_diffusion.spectrum.basis_file import basis_bytes, basis_path
     from svfit_diffusion.spectrum.cache import cache_directory, load_bases, missing_bases
     from svfit_diffusion.spectrum.room import require_room
@@ -92,7 +93,8 @@ def compute(
     weights = weights_of_models(models, tuple(target or ["attention"]))
     missing = missing_bases(weights)
     folder = cache_directory()
-    require_room(folder, sum(map(basis_bytes, missing.weights.values())))
+    shapes = [as_matrix(weight).shape for weight in missing.weights.values()]
+    require_room(folder, sum(basis_bytes(*shape) for shape in shapes))
     started = time.perf_counter()
     bases = load_bases(missing, device=place)
     seconds = time.perf_counter() - started

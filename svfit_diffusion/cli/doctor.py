@@ -13,6 +13,7 @@ _NEEDED = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "p
 _EXTRAS = {
     "app": ("gradio", "matplotlib"),
     "LoRA of other programs (export, import)": ("peft",),
+    "photos in HEIC": ("pillow-heif",),
     "prodigy": ("prodigyopt",),
     "8-bit Adam": ("bitsandbytes",),
 }

@@ -6,12 +6,12 @@ import os
 import sys
 from typing import Annotated
 
-# Before torch is imported: two threads that wait by spinning slow a busy machine a hundred times.
+# Before torch is imported: threads that wait by spinning slow a busy machine a hundred times.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import typer
 
-from svfit_diffusion.cli import adapters, basis, doctor, exchange, generate, train, web
+from svfit_diffusion.cli import adapters, basis, doctor, exchange, generate, plan, train, web
 from svfit_diffusion.errors import SVFitError
 from svfit_diffusion.version import __version__
 
@@ -52,6 +52,7 @@ app.command("merge")(adapters.merge)
 app.command("convert")(adapters.convert)
 app.command("diff")(adapters.diff)
 app.add_typer(basis.app, name="basis")
+app.command("plan")(plan.plan)
 app.command("app", context_settings=_OWN_PARSER)(web.web)
 app.command("doctor")(doctor.doctor)
 

@@ -71,4 +71,8 @@ class Diffusion(NoiseProcess):
             return errors
         snr = compute_snr(self.scheduler, time)
         # Weights of the x₀ loss, expressed for the quantity predicted.
-        return errors * snr.clamp(max=self.snr_gamma) / (snr + 1 if self._is_velocity else snr)
+        if self._is_velocity:
+            return errors * snr.clamp(max=self.snr_gamma) / (snr + 1)
+        # 1 where a schedule with zero terminal SNR ends, and not 0 / 0.
+        snr = snr.where(snr > 0, self.snr_gamma)
+        return errors * snr.clamp(max=self.snr_gamma) / snr

@@ -17,11 +17,10 @@ import zlib
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from svfit_diffusion.files.atomic import make_folder, write_safetensors
 from svfit_diffusion.files.mapped import map_safetensors
-from svfit_diffusion.spectrum.basis import Basis, as_matrix
+from svfit_diffusion.spectrum.basis import Basis
 from svfit_diffusion.spectrum.sketch import PROBES, probes_of
 
 FORMAT = "svfit-basis-4"
@@ -43,9 +42,8 @@ def digest_in(name: str) -> str | None:
     return match[1] if match else None
 
 
-def basis_bytes(weight: Tensor) -> int:
-    """Size of the basis file of a weight `(out, in, *kernel)`, at most; less if it lacks rank."""
-    d_out, d_in = as_matrix(weight).shape
+def basis_bytes(d_out: int, d_in: int) -> int:
+    """Size of the basis file of a matrix `(d_out, d_in)`, at most; less if it lacks rank."""
     return min(d_out, d_in) * (2 * (d_out + d_in) + 4 * (1 + PROBES)) + _HEADER_BYTES
 
 

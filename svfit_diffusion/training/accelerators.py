@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import ProjectConfiguration, parse_flag_from_env
+from accelerate.utils import ProjectConfiguration, is_bf16_available, parse_flag_from_env
 
 from svfit_diffusion.errors import ConfigError
 from svfit_diffusion.training.config import TrainingConfig
@@ -21,7 +21,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     """An accelerator for these settings.
 
     Raises:
-        ConfigError: fp16 without a GPU.
+        ConfigError: a precision that the machine does not compute in.
     """
     # Without a GPU accelerate joins several processes only if told that it runs on CPUs.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
@@ -36,6 +36,8 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         raise ConfigError(
             "mixed_precision fp16 needs a GPU and this machine has none; use 'no' or 'bf16'"
         )
+    if precision == "bf16" and device.type != "cpu" and not is_bf16_available(ignore_tpu=True):
+        raise ConfigError("mixed_precision bf16 is more than this device can; use fp16 or no")
     # accelerate keeps the precision of a process's first accelerator; a process may train again.
     AcceleratorState._reset_state()
     output = Path(config.output_dir)

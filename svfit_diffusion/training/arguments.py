@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from svfit_diffusion.training.flags import FlagParser
 
 SETTINGS_NAME = "training_config.yaml"
 _REQUIRED = ("pretrained_model_name_or_path", "instance_data_dir")
-_NOT_REPEATED = ("hub_token", "resume_from_checkpoint")
+_NOT_REPEATED = ("hub_token", "resume_from_checkpoint", "overwrite")
 
 
 def parse_args(
@@ -47,14 +47,25 @@ def parse_args(
     return config
 
 
-def write_settings(config: TrainingConfig, folder: Path) -> Path:
+def write_settings(
+    config: TrainingConfig, folder: Path, chosen: Mapping[str, Any] | None = None
+) -> Path:
     """Write every setting of a run into a folder, as `--config` reads them; no token.
+
+    Args:
+        config: the settings.
+        folder: where to.
+        chosen: what those that are None were in this run, to tell readers.
 
     Raises:
         OSError: the file could not be written.
     """
     settings = {name: value for name, value in vars(config).items() if name not in _NOT_REPEATED}
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    if chosen:
+        about = yaml.safe_dump(dict(chosen), sort_keys=False, allow_unicode=True).splitlines()
+        lines = ["Where null stands below, this run used:", *about]
+        text = "".join(f"# {line}\n" for line in lines) + text
     path = folder / SETTINGS_NAME
     write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
     return path

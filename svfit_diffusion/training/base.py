@@ -53,6 +53,13 @@ class BaseSource:
     variant: str | None = None
     single_file_config: str | None = None
 
+    @property
+    def identity(self) -> str:
+        """Names the base model, wherever the process runs."""
+        if self.name and Path(self.name).exists():
+            return str(Path(self.name).resolve())
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
 
 def load_base(source: BaseSource) -> Any:
     """The base pipeline, in float32 so that the basis is computed from full precision.

@@ -44,6 +44,15 @@ def largest(values: Tensor, count: int) -> Tensor:
     return mask
 
 
+def check_budget(budget: int, everything: int) -> None:
+    """Raise `ConfigError` if a budget exceeds the number of entries."""
+    if budget > everything:
+        raise ConfigError(
+            f"budget {budget} exceeds the {everything} trainable singular values; use at most "
+            f"that many, or leave budget out to keep them all"
+        )
+
+
 class Pruner:
     """Prunes the entries of some parameters down to a budget while they are trained.
 
@@ -71,11 +80,7 @@ class Pruner:
         self._parameters = list(parameters)
         self._sizes = [parameter.numel() for parameter in parameters]
         everything = sum(self._sizes)
-        if budget > everything:
-            raise ConfigError(
-                f"budget {budget} exceeds the {everything} trainable singular values; use at most "
-                f"that many, or leave budget out to keep them all"
-            )
+        check_budget(budget, everything)
         self._budget = budget
         self._total_steps = total_steps
         device = parameters[0].device

@@ -8,11 +8,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from svfit_diffusion.adapters.config import SVFitConfig
-from svfit_diffusion.errors import ConfigError
 from svfit_diffusion.families import NoiseSettings
 from svfit_diffusion.spectrum.rank import parse_rank
+from svfit_diffusion.training.agreement import check_together
 from svfit_diffusion.training.base import BaseSource
-from svfit_diffusion.training.fields import FREE_WHEN_RESUMED, check_range, setting
+from svfit_diffusion.training.fields import (
+    FREE_WHEN_RESUMED,
+    check_choice,
+    check_range,
+    choices,
+    setting,
+)
 from svfit_diffusion.training.optimization import OptimizerSettings, ScheduleSettings
 
 
@@ -32,7 +38,8 @@ class TrainingConfig:
     instance_prompt: str = setting(
         "",
         "Prompt that names the subject by an identifier, such as 'a photo of sks dog'. A photo's "
-        "own caption (photo.txt beside it, or metadata.jsonl) goes before it.",
+        "own caption (photo.txt beside it, or metadata.jsonl) goes before it, and so does the name "
+        "of a folder such as '10_sks dog' in instance_data_dir.",
     )
     revision: str | None = setting(None, "Revision of the base model.")
     variant: str | None = setting(None, "Variant of its weight files, such as 'fp16'.")
@@ -41,6 +48,9 @@ class TrainingConfig:
     )
     output_dir: str = setting(
         "svfit-dreambooth-model", "Where the adapter, checkpoints and pictures go."
+    )
+    overwrite: bool = setting(
+        False, "Begin anew in an output_dir that holds an earlier run, in place of that."
     )
     seed: int | None = setting(None, "Seed of everything random; drawn and recorded if not given.")
 
@@ -76,7 +86,8 @@ class TrainingConfig:
     )
     class_data_dir: str | None = setting(
         None,
-        "Folder of class images, filled up by the base model; default: class_images in output_dir.",
+        "Folder of class images, filled up by the base model, own ones counted; default: "
+        "class_images in output_dir.",
     )
     num_class_images: int = setting(100, "How many class images to have.")
     with_base_prior: bool = setting(
@@ -139,15 +150,20 @@ class TrainingConfig:
     scale_lr: bool = setting(
         False, "Multiply learning rates by processes × accumulation steps × batch size."
     )
-    lr_scheduler: str = setting(
+    lr_scheduler: Literal[
+        "linear",
         "cosine",
-        "linear, cosine, cosine_with_restarts, polynomial, constant or constant_with_warmup.",
-    )
+        "cosine_with_restarts",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+    ] = setting("cosine", "How the learning rate changes over the run.")
     lr_warmup_steps: int = setting(20, "Optimizer steps over which the learning rate rises.")
     lr_num_cycles: int = setting(1, "Hard restarts of cosine_with_restarts.")
     lr_power: float = setting(1.0, "Power of polynomial.")
-    optimizer: Literal["AdamW", "prodigy"] = setting(
-        "AdamW", "AdamW, or prodigy, which finds the learning rate itself (use 1.0)."
+    optimizer: Literal["AdamW", "adafactor", "prodigy"] = setting(
+        "AdamW",
+        "AdamW; adafactor; or prodigy, which finds the learning rate itself (learning_rate 1).",
     )
     use_8bit_adam: bool = setting(False, "AdamW of bitsandbytes, with 8-bit state.")
     adam_beta1: float = setting(0.9, "AdamW's and Prodigy's β₁.")
@@ -201,7 +217,11 @@ class TrainingConfig:
     logging_dir: str = setting("logs", "Folder of tracker logs in output_dir.")
 
     # Keeping
-    checkpointing_steps: int = setting(500, "Save a resumable checkpoint every so many.")
+    checkpointing_steps: int | None = setting(
+        None,
+        "Save a resumable checkpoint every so many steps; default: 100, or a twentieth of the run "
+        "if that is more, and after the last.",
+    )
     checkpoints_total_limit: int | None = setting(None, "Checkpoints to keep.")
     resume_from_checkpoint: str | None = setting(
         None, "A checkpoint folder, or 'latest' for the last one in output_dir."
@@ -213,27 +233,13 @@ class TrainingConfig:
     )
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            check_range(name, value)
+            if name in _CHOICES:
+                check_choice(name, value, _CHOICES[name])
         self.svfit  # noqa: B018  (checks rank and target)
         self.noise  # noqa: B018  (checks what is said about noise)
-        for field in dataclasses.fields(self):
-            check_range(field.name, getattr(self, field.name))
-        for name in ("proportion_empty_prompts", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(
-                    f"{name} must be at least 0 and less than 1, got {getattr(self, name)}"
-                )
-        for name in ("with_prior_preservation", "with_base_prior"):
-            if getattr(self, name) and not self.class_prompt:
-                raise ConfigError(
-                    f"{name} needs class_prompt: the instance prompt without the identifier, such "
-                    f"as 'a photo of a dog'"
-                )
-        if self.cache_latents and not self.center_crop:
-            raise ConfigError(
-                "random crops cannot be cached: leave center_crop on, or add --no_cache_latents"
-            )
-        if self.use_8bit_adam and self.optimizer != "AdamW":
-            raise ConfigError(f"use_8bit_adam goes with AdamW, not with {self.optimizer}")
+        check_together(vars(self))
 
     @property
     def svfit(self) -> SVFitConfig:
@@ -282,3 +288,6 @@ class TrainingConfig:
             for f in dataclasses.fields(self)
             if f.name not in FREE_WHEN_RESUMED
         }
+
+
+_CHOICES = choices(TrainingConfig)

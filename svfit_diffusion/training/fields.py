@@ -1,9 +1,12 @@
-"""Fields of settings: help, range, and whether a resumed run may change them."""
+"""Fields of settings: help, range, choices, and whether a resumed run may change them."""
 
 from __future__ import annotations
 
+import difflib
+import math
+from collections.abc import Iterable
 from dataclasses import field
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from svfit_diffusion.errors import ConfigError
 
@@ -12,6 +15,7 @@ FREE_WHEN_RESUMED = frozenset(
         "pretrained_model_name_or_path",
         "instance_data_dir",
         "output_dir",
+        "overwrite",
         "class_data_dir",
         "sample_batch_size",
         "cache_to_disk",
@@ -47,6 +51,7 @@ _AT_LEAST_ONE = frozenset(
         "gradient_accumulation_steps",
         "max_train_steps",
         "num_train_epochs",
+        "lr_num_cycles",
         "num_validation_images",
         "validation_steps",
         "num_inference_steps",
@@ -56,6 +61,8 @@ _AT_LEAST_ONE = frozenset(
 )
 _NOT_NEGATIVE = frozenset(
     {
+        "seed",
+        "guidance_scale",
         "prior_loss_weight",
         "mask_background_weight",
         "lr_warmup_steps",
@@ -64,7 +71,19 @@ _NOT_NEGATIVE = frozenset(
         "noise_offset",
     }
 )
-_POSITIVE = frozenset({"learning_rate", "text_encoder_lr", "max_grad_norm"})
+_POSITIVE = frozenset(
+    {
+        "learning_rate",
+        "text_encoder_lr",
+        "max_grad_norm",
+        "adam_epsilon",
+        "lr_power",
+        "logit_std",
+    }
+)
+_BELOW_ONE = frozenset({"proportion_empty_prompts", "ema_decay", "adam_beta1", "adam_beta2"})
+_LARGEST_SEED = 2**63  # what torch's generators take
+_MODE_SCALES = (-1.0, 1.75)  # beyond, times leave 0..1 (arXiv 2403.03206)
 
 
 def setting(default: Any, help: str) -> Any:
@@ -79,9 +98,47 @@ def check_range(name: str, value: Any) -> None:
     """Raise `ConfigError` unless the value of a setting is in its range; None always is."""
     if value is None:
         return
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name} must be a number, got {value}")
     if name in _AT_LEAST_ONE and not value >= 1:
         raise ConfigError(f"{name} must be at least 1, got {value}")
     if name in _NOT_NEGATIVE and not value >= 0:
         raise ConfigError(f"{name} must not be negative, got {value}")
-    if name in _POSITIVE and not 0 < value < float("inf"):
+    if name in _POSITIVE and not value > 0:
         raise ConfigError(f"{name} must be a positive number, got {value}")
+    if name in _BELOW_ONE and not 0 <= value < 1:
+        raise ConfigError(f"{name} must be at least 0 and less than 1, got {value}")
+    if name == "seed" and value >= _LARGEST_SEED:
+        raise ConfigError(f"seed must be less than 2⁶³, got {value}")
+    low, high = _MODE_SCALES
+    if name == "mode_scale" and not low <= value <= high:
+        raise ConfigError(f"mode_scale must be between {low:g} and {high:g}, got {value}")
+
+
+def choices(settings: type) -> dict[str, tuple[str, ...]]:
+    """What the settings of a class may be that are a choice, by name."""
+    return {
+        name: get_args(kind)
+        for name, hint in get_type_hints(settings).items()
+        for kind in (hint, *get_args(hint))
+        if get_origin(kind) is Literal
+    }
+
+
+def check_choice(name: str, value: Any, known: Iterable[str]) -> None:
+    """Raise `ConfigError`, with the nearest right spelling, unless a value is one of those known;
+    None always is.
+    """
+    known = list(known)
+    if value is None or value in known:
+        return
+    near = nearest(str(value), known)
+    hint = f"; did you mean {near}?" if near else ""
+    raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}{hint}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The one that a misspelt word is most like, whatever its case, if there is any."""
+    by_case = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(word.lower(), by_case, n=1)
+    return by_case[near[0]] if near else None

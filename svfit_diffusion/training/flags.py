@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
 
 from svfit_diffusion.errors import ConfigError
+from svfit_diffusion.training import fields
 
 
 class FlagParser(HfArgumentParser):  # type: ignore[misc]
@@ -29,6 +29,11 @@ class FlagParser(HfArgumentParser):  # type: ignore[misc]
         """Raise what others print before they leave the process."""
         raise ConfigError(f"{message}; see --help")
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """What argparse calls for a choice; its own message names no nearest one."""
+        if action.choices is not None:
+            fields.check_choice(action.dest, value, action.choices)
+
     def values(self, words: Sequence[str]) -> argparse.Namespace:
         """What a command line says; `ConfigError` if a word is wrong or misspelt."""
         namespace, unknown = self.parse_known_args(words)
@@ -43,5 +48,4 @@ class FlagParser(HfArgumentParser):  # type: ignore[misc]
     def nearest(self, name: str) -> str | None:
         """The setting that a misspelt one, with or without dashes, is most like, if any."""
         known = [field.name for kind in self.dataclass_types for field in dataclasses.fields(kind)]
-        near = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), known, n=1)
-        return near[0] if near else None
+        return fields.nearest(name.lstrip("-").replace("-", "_"), known)

@@ -9,8 +9,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from accelerate import Accelerator
-
 from svfit_diffusion.errors import UnsavedError
 from svfit_diffusion.files.adapter import WEIGHTS_NAME, Adapter, write_adapter
 
@@ -20,22 +18,21 @@ _MEMORY = Path("/dev/shm")
 """On Linux, memory as a folder: it has room when disks are full, and lasts to the next start."""
 
 
-@contextlib.contextmanager
-def going_on_without(what: str) -> Iterator[None]:
-    """Go on if something that a run can do without cannot be written; a warning says so."""
-    try:
-        yield
-    except OSError as error:
-        logger.warning("Going on without %s: %s", what, error)
+class Shortages:
+    """What a run has to do without, since it cannot be written; each is warned of once."""
 
+    def __init__(self) -> None:
+        self._known: set[str] = set()
 
-def log(accelerator: Accelerator, values: dict[str, float], step: int) -> None:
-    """Log values to the trackers; once one of them cannot write, to none any more."""
-    try:
-        accelerator.log(values, step=step)
-    except OSError as error:
-        accelerator.trackers = []
-        logger.warning("Going on without trackers: %s", error)
+    @contextlib.contextmanager
+    def going_on_without(self, what: str) -> Iterator[None]:
+        """Go on if something that a run can do without cannot be written."""
+        try:
+            yield
+        except OSError as error:
+            if what not in self._known:
+                logger.warning("Going on without %s: %s", what, error)
+            self._known.add(what)
 
 
 def save_somewhere(adapter: Adapter, folder: Path) -> Path:

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from torch import nn
+from transformers.optimization import Adafactor
 
 from svfit_diffusion.errors import ConfigError
 
@@ -19,7 +20,7 @@ class OptimizerSettings:
     """Which optimizer, and how it moves.
 
     Attributes:
-        name: `AdamW` or `prodigy`.
+        name: `AdamW`, `adafactor` or `prodigy`.
         in_8_bit: AdamW of bitsandbytes.
         betas: β₁ and β₂.
         weight_decay: pulls shifts back to the base model.
@@ -98,6 +99,14 @@ def make_optimizer(
     if settings.name == "prodigy":
         prodigy = _import_or_explain("prodigyopt", "optimizer prodigy")
         return prodigy.Prodigy(groups, safeguard_warmup=True, use_bias_correction=True, **common)
+    if settings.name == "adafactor":
+        # Neither its own rate nor one in proportion to the parameters, which begin at zero.
+        return Adafactor(
+            groups,
+            weight_decay=settings.weight_decay,
+            scale_parameter=False,
+            relative_step=False,
+        )
     if settings.in_8_bit:
         return _import_or_explain("bitsandbytes", "use_8bit_adam").optim.AdamW8bit(groups, **common)
     return torch.optim.AdamW(groups, **common)

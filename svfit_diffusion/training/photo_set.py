@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm.auto import tqdm
 
 from svfit_diffusion.families import Conditions, Family, PhotoSize
 from svfit_diffusion.files.scratch import Scratch
@@ -69,6 +70,7 @@ class PhotoSet:
         scratch: Scratch,
     ) -> None:
         self.photos = photos
+        self._places = [i for i, photo in enumerate(photos) for _ in range(photo.repeats)]
         self._family = family
         self._framing = framing
         self._stream = stream
@@ -77,24 +79,26 @@ class PhotoSet:
         self._sizes: dict[tuple[int, bool], PhotoSize] = {}
         self._conditions: dict[str, Conditions] = {}
 
-    def cache_latents(self) -> None:
+    def cache_latents(self, *, show_progress: bool = False) -> None:
         """Encode every photo, mirrored too if flips are on."""
-        for index in range(len(self.photos)):
+        about = f"Encoding {len(self.photos)} {'class images' if self._stream else 'photos'}"
+        for index in tqdm(range(len(self.photos)), desc=about, disable=not show_progress):
             for flip in (False, True) if self._framing.random_flip else (False,):
                 tensors, size = self._encode(index, flip, _CENTRE)
                 self._scratch.put((self._stream, index, flip), tensors)
                 self._sizes[index, flip] = size
 
     @torch.no_grad()
-    def cache_conditions(self) -> None:
+    def cache_conditions(self, *, show_progress: bool = False) -> None:
         """Encode every prompt."""
         prompts = {photo.prompt for photo in self.photos} | ({""} if self._empty else set())
-        for prompt in sorted(prompts):
+        for prompt in tqdm(sorted(prompts), desc="Encoding prompts", disable=not show_progress):
             self._conditions[prompt] = self._family.encode_prompts([prompt])
 
     def draw(self, seed: int, position: int) -> Draw:
         """The example at `position` of this set's stream."""
-        return draw_example(seed, position, len(self.photos), self._stream)
+        draw = draw_example(seed, position, len(self._places), self._stream)
+        return replace(draw, index=self._places[draw.index])
 
     def latent(self, draw: Draw) -> Latent:
         """The photo drawn, as the denoiser knows it, drawn from its posterior."""

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from svfit_diffusion.errors import DataError
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-_MASK = ".mask.png"
-_REFERENCE = ".condition.png"
+from svfit_diffusion.training.captions import Captions, read_captions
+from svfit_diffusion.training.folders import (
+    MASK,
+    REFERENCE,
+    LeftOut,
+    PhotoFile,
+    kohya_name,
+    look_into,
+)
+from svfit_diffusion.training.reading import read_picture
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,7 @@ class Photo:
         size: width and height in pixels, upright.
         mask_path: a picture of where the subject is, white on black, if there is one.
         reference_path: the image that the prompt makes this one of, if there is one.
+        repeats: how often it comes in an epoch.
     """
 
     path: Path
@@ -32,53 +40,64 @@ class Photo:
     size: tuple[int, int]
     mask_path: Path | None = None
     reference_path: Path | None = None
+    repeats: int = 1
 
     @property
     def image(self) -> Image.Image:
         """RGB, upright, whole; read anew each time, as photos are large."""
-        return _read_image(self.path)
+        return read_picture(self.path)
 
     @property
     def mask(self) -> Image.Image | None:
         """Greyscale, of the size of the image, if there is one."""
         if self.mask_path is None:
             return None
-        return _read_image(self.mask_path).convert("L").resize(self.size)
+        return read_picture(self.mask_path).convert("L").resize(self.size)
 
     @property
     def reference(self) -> Image.Image | None:
         """RGB, upright: the image to edit, if there is one."""
-        return None if self.reference_path is None else _read_image(self.reference_path)
+        return None if self.reference_path is None else read_picture(self.reference_path)
 
 
-def _beside(path: Path, suffix: str) -> Path | None:
-    found = path.with_name(path.stem + suffix)
-    return found if found.is_file() else None
+@dataclass(frozen=True)
+class FoundPhotos:
+    """What is in a folder of photos.
+
+    Attributes:
+        photos: those that are trained on.
+        left_out: what one may have meant, and what is wrong with it.
+        captions: of the photos, and what is wrong with them.
+    """
+
+    photos: list[Photo]
+    left_out: list[LeftOut]
+    captions: Captions
+
+    def __str__(self) -> str:
+        left_out, captions = self.left_out, self.captions
+        count = f"{len(self.photos)} photo{'' if len(self.photos) == 1 else 's'} found"
+        if left_out:
+            count += f", {len(left_out)} left out: {_some([str(one) for one in left_out])}"
+        lines = [count, *_kohya_lines(self.photos)]
+        if captions.empty:
+            lines.append(f"Captions with nothing in them: {_some(captions.empty)}")
+        if captions.astray:
+            lines.append(f"Captions of no photo that is there: {_some(captions.astray)}")
+        return "\n".join(lines)
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The photos in a folder, sorted by name: no hidden files, no masks, no images to edit."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not path.name.startswith(".")
-        and not path.name.lower().endswith((_MASK, _REFERENCE))
-    )
-
-
-def load_photos(folder: Path, prompt: str, limit: int | None = None) -> list[Photo]:
+def find_photos(folder: Path, prompt: str) -> FoundPhotos:
     """Read the images of a folder, each with its caption.
 
-    A caption is the text of `photo.txt` beside `photo.jpg`, or the `text` of the photo's line in
-    `metadata.jsonl` (`{"file_name": …, "text": …}`, as 🤗 datasets writes it); `prompt` otherwise.
-    A mask is `photo.mask.png` beside it, an image to edit (FLUX.1 Kontext)
+    A photo's prompt is its caption (see `read_captions`); else what its folder is named if that is
+    one of kohya-ss in this one, such as `10_sks dog`; else `prompt`; else the name of this folder
+    if it is such a one. A mask is `photo.mask.png` beside it, an image to edit (FLUX.1 Kontext)
     `photo.condition.png`. Every image is read once, to be sure that it can be.
 
     Args:
         folder: folder of images.
         prompt: prompt of images without a caption.
-        limit: read no more than so many.
 
     Raises:
         DataError: no such folder, no image in it, an image or caption that cannot be read, or an
@@ -86,22 +105,44 @@ def load_photos(folder: Path, prompt: str, limit: int | None = None) -> list[Pho
     """
     if not folder.is_dir():
         raise DataError(f"there is no image folder {str(folder)!r}")
-    files = image_files(folder)[:limit]
+    files, left_out = look_into(folder)
     if not files:
-        raise DataError(
-            f"folder {str(folder)!r} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})"
-        )
-    listed = _metadata_captions(folder)
+        others = f"; left out: {_some([str(one) for one in left_out])}" if left_out else ""
+        raise DataError(f"folder {str(folder)!r} holds no images{others}")
+    captions = read_captions(folder, [file.path for file in files])
+    own = kohya_name(folder.resolve().name)
+    return FoundPhotos(
+        read_photos(files, captions, prompt.strip() or (own[1] if own else "")), left_out, captions
+    )
+
+
+def load_photos(folder: Path, prompt: str) -> list[Photo]:
+    """The photos that `find_photos` finds."""
+    return find_photos(folder, prompt).photos
+
+
+def read_photos(files: Sequence[PhotoFile], captions: Captions, prompt: str) -> list[Photo]:
+    """Read images, each once to be sure that it can be.
+
+    Args:
+        files: where they are.
+        captions: theirs.
+        prompt: of those without a caption.
+
+    Raises:
+        DataError: as `find_photos`.
+    """
     photos = []
-    for path in files:
-        caption = _sidecar_caption(path) or listed.get(path.name) or prompt
+    for file in files:
+        caption = captions.texts[file.path] or file.prompt or prompt
         if not caption:
             raise DataError(
-                f"no prompt for {path}: give instance_prompt, or a caption in "
-                f"{path.with_suffix('.txt').name}"
+                f"no prompt for {file.path}: give instance_prompt, or a caption in "
+                f"{file.path.with_suffix('.txt').name}"
             )
-        mask, reference = _beside(path, _MASK), _beside(path, _REFERENCE)
-        photo = Photo(path, caption, _read_image(path).size, mask, reference)
+        mask, reference = _beside(file.path, MASK), _beside(file.path, REFERENCE)
+        size = read_picture(file.path).size
+        photo = Photo(file.path, caption, size, mask, reference, file.repeats)
         if (picture := photo.mask) is not None and not picture.getbbox():
             raise DataError(f"mask {str(mask)!r} is black everywhere: paint the subject white")
         photos.append(photo)
@@ -109,43 +150,26 @@ def load_photos(folder: Path, prompt: str, limit: int | None = None) -> list[Pho
     if 0 < len(without) < len(photos):
         raise DataError(
             f"{len(photos) - len(without)} photos have an image to edit beside them (photo"
-            f"{_REFERENCE}) and {', '.join(without)} none: give it to all or to none"
+            f"{REFERENCE}) and {', '.join(without)} none: give it to all or to none"
         )
     return photos
 
 
-def _read_image(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            if "A" in upright.getbands() or "transparency" in upright.info:
-                # Transparent pixels have arbitrary colours underneath; show them on white.
-                layer = upright.convert("RGBA")
-                white = Image.new("RGBA", layer.size, "white")
-                return Image.alpha_composite(white, layer).convert("RGB")
-            return upright.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
-        raise DataError(f"cannot read image {str(path)!r}: {error}") from error
+def _beside(path: Path, suffix: str) -> Path | None:
+    found = path.with_name(path.stem + suffix)
+    return found if found.is_file() else None
 
 
-def _sidecar_caption(path: Path) -> str:
-    sidecar = path.with_suffix(".txt")
-    return sidecar.read_text(encoding="utf-8").strip() if sidecar.is_file() else ""
+def _kohya_lines(photos: Sequence[Photo]) -> list[str]:
+    """What was read out of names of folders."""
+    counts = Counter((photo.path.parent.name, photo.repeats) for photo in photos)
+    return [
+        f"{name}: {count} photos, each {repeats} times in an epoch"
+        for (name, repeats), count in counts.items()
+        if repeats > 1
+    ]
 
 
-def _metadata_captions(folder: Path) -> dict[str, str]:
-    path = folder / "metadata.jsonl"
-    if not path.is_file():
-        return {}
-    captions = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if line.strip():
-            try:
-                entry = json.loads(line)
-                captions[str(entry["file_name"])] = str(entry["text"]).strip()
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise DataError(
-                    f"{path}, line {number}: expected "
-                    f'{{"file_name": "photo.jpg", "text": "a caption"}}, got {line!r}'
-                ) from error
-    return captions
+def _some(names: Sequence[str], limit: int = 8) -> str:
+    more = [f"and {len(names) - limit} more"] if len(names) > limit else []
+    return ", ".join([*names[:limit], *more])

@@ -14,25 +14,30 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from diffusers.training_utils import EMAModel
 from PIL import Image, ImageOps
-from torch import nn
 
 from svfit_diffusion.families import family_of
 from svfit_diffusion.files.scratch import Scratch
 from svfit_diffusion.training import checks
 from svfit_diffusion.training.accelerators import make_accelerator
+from svfit_diffusion.training.agreement import rate_advice
 from svfit_diffusion.training.base import load_base
 from svfit_diffusion.training.budget import Pruner
-from svfit_diffusion.training.class_images import generate_class_images, missing_class_images
+from svfit_diffusion.training.class_images import (
+    class_photos,
+    generate_class_images,
+    missing_class_images,
+)
 from svfit_diffusion.training.config import TrainingConfig
+from svfit_diffusion.training.freezing import freeze
+from svfit_diffusion.training.machine import check_machine
 from svfit_diffusion.training.objective import BasePrior, Objective
 from svfit_diffusion.training.photo_set import photo_sets
-from svfit_diffusion.training.photos import Photo, load_photos
+from svfit_diffusion.training.photos import Photo, find_photos
 from svfit_diffusion.training.placement import Placement
 from svfit_diffusion.training.preview import Preview
 from svfit_diffusion.training.subject import Subject
 
 DEFAULT_STEPS = 400
-_PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Preparation:
@@ -70,20 +75,27 @@ class Preparation:
         show_progress: bool,
     ) -> None:
         self._config = config
-        photos = load_photos(Path(config.instance_data_dir), config.instance_prompt)
+        check_machine(config)
+        found = find_photos(Path(config.instance_data_dir), config.instance_prompt)
+        photos = found.photos
         self.seconds: dict[str, float] = {}
         self.accelerator = accelerator or make_accelerator(config)
+        self._show_progress = show_progress and self.accelerator.is_local_main_process
+        self._say(str(found))
+        if advice := rate_advice(config.optimizer, config.learning_rate):
+            self._say(f"Note: {advice}")
         self.seed = self._shared_seed()
         with self._timed("loading"):
+            if pipe is None:
+                self._say(f"Loading {config.source.name}")
             self.family = family_of(pipe if pipe is not None else load_base(config.source))
         self._reference = photos[0].reference
         self._check()
         self.resolution = checks.training_resolution(self.family, config.resolution)
-        self._show_progress = show_progress and self.accelerator.is_local_main_process
         self._placement = Placement(
             self.family.pipe, self.accelerator.device, offload=config.offload
         )
-        self.total_steps = self._total_steps(len(photos))
+        self.total_steps = self._total_steps(sum(photo.repeats for photo in photos))
         with contextlib.ExitStack() as undo:
             self.subject = self._put_on(undo)
             parameters = self.subject.parameters()
@@ -91,7 +103,13 @@ class Preparation:
                 Pruner(parameters, config.budget, self.total_steps) if config.budget else None
             )
             self.average = EMAModel(parameters, decay=config.ema_decay) if config.use_ema else None
-            self.preview = Preview(self.family, self.subject, self._placement, self.average)
+            self.preview = Preview(
+                self.family,
+                self.subject,
+                self._placement,
+                self.average,
+                show_progress=self._show_progress,
+            )
             self._freeze()
             self.objective = self._objective(photos)
             undo.pop_all()
@@ -107,11 +125,14 @@ class Preparation:
         yield
         self.seconds[stage] = time.perf_counter() - started
 
+    def _say(self, what: str) -> None:
+        if self._show_progress:
+            print(what, flush=True)
+
     def _check(self) -> None:
         """Name what does not fit before any work."""
         family, config = self.family, self._config
         family.check()
-        config.optimizer_settings.check()
         checks.check_precision(family, self.accelerator.mixed_precision)
         checks.check_checkpointing(family, config.gradient_checkpointing)
         edits = self._reference is not None
@@ -136,25 +157,15 @@ class Preparation:
 
     def _freeze(self) -> None:
         """Freeze and cast the pipeline, once the basis has seen it in full precision."""
-        config, pipe, family = self._config, self.family.pipe, self.family
+        config, family = self._config, self.family
         if config.allow_tf32:
             torch.backends.cuda.matmul.allow_tf32 = True
         if config.enable_xformers_memory_efficient_attention:
-            pipe.enable_xformers_memory_efficient_attention()
-        if self.accelerator.mixed_precision in _PRECISIONS:
-            pipe.to(_PRECISIONS[self.accelerator.mixed_precision])
-        for part in pipe.components.values():
-            if isinstance(part, nn.Module):
-                part.requires_grad_(False)
+            family.pipe.enable_xformers_memory_efficient_attention()
+        freeze(
+            family, self._trained, self.accelerator.mixed_precision, config.gradient_checkpointing
+        )
         self.subject.set_trainable(True)
-        if config.gradient_checkpointing or family.needs_training_mode:
-            family.model.train()
-        if config.gradient_checkpointing:
-            family.model.enable_gradient_checkpointing()
-            for name in self._trained:
-                encoder = getattr(pipe, name)
-                encoder.gradient_checkpointing_enable({"use_reentrant": False})
-                encoder.train()
 
     @property
     def global_batch(self) -> int:
@@ -194,22 +205,29 @@ class Preparation:
     def _class_images(self) -> list[Photo]:
         """The class images, those that are missing drawn first."""
         config, folder = self._config, self._config.class_folder
-        if missing_class_images(folder, config.num_class_images):
+        prompt, base, wanted = (
+            config.class_prompt or "",
+            config.source.identity,
+            config.num_class_images,
+        )
+        if missing := missing_class_images(folder, prompt, base, wanted):
+            self._say(f"Class images: {wanted - missing} are in {folder}, {missing} are drawn now")
             with self._timed("class images"), self.preview.generating() as pipe:
                 generate_class_images(
                     pipe,
                     folder,
-                    config.class_prompt or "",
-                    config.num_class_images,
+                    prompt,
+                    wanted,
                     self.generation_arguments,
                     batch_size=config.sample_batch_size,
                     seed=self.seed,
+                    base=base,
                     process_index=self.accelerator.process_index,
                     num_processes=self.accelerator.num_processes,
                     show_progress=self._show_progress,
                 )
         self.accelerator.wait_for_everyone()
-        return load_photos(folder, config.class_prompt or "", limit=config.num_class_images)
+        return class_photos(folder, prompt, base, wanted)
 
     @property
     def generation_arguments(self) -> dict[str, Any]:
@@ -237,11 +255,11 @@ class Preparation:
         if config.cache_latents:
             self._placement.bring(["vae"])
             for photo_set in self.photo_sets:
-                photo_set.cache_latents()
+                photo_set.cache_latents(show_progress=self._show_progress)
         if self._keeps_conditions:
             self._placement.bring(list(self.family.encoders))
             for photo_set in self.photo_sets:
-                photo_set.cache_conditions()
+                photo_set.cache_conditions(show_progress=self._show_progress)
             if config.with_base_prior:
                 with torch.no_grad():
                     kept = self.family.encode_prompts([config.class_prompt or ""])

@@ -24,6 +24,7 @@ class Preview:
         subject: in training on it.
         placement: of the pipeline's models.
         average: running mean of the shifts, which draws in their place if there is one.
+        show_progress: show a progress bar while it draws.
     """
 
     def __init__(
@@ -32,11 +33,14 @@ class Preview:
         subject: Subject,
         placement: Placement,
         average: EMAModel | None = None,
+        *,
+        show_progress: bool = False,
     ) -> None:
         self._family = family
         self._subject = subject
         self._placement = placement
         self._average = average
+        self._bar = {"desc": "Drawing", "leave": False, "disable": not show_progress}
 
     @contextlib.contextmanager
     def generating(self) -> Iterator[Any]:
@@ -54,7 +58,7 @@ class Preview:
             stack.callback(self._subject.set_trainable, True)
             self._subject.set_trainable(False)
             stack.enter_context(self._placement.generating())
-            pipe.set_progress_bar_config(disable=True)
+            pipe.set_progress_bar_config(**self._bar)
             yield pipe
 
     @contextlib.contextmanager

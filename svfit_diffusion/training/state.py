@@ -19,13 +19,14 @@ from svfit_diffusion.files.json_text import parse_json
 from svfit_diffusion.files.scratch import SCRATCH_NAME
 from svfit_diffusion.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from svfit_diffusion.training.config import TrainingConfig
+from svfit_diffusion.training.output import PICTURES
 from svfit_diffusion.training.snapshot import restore, take
 from svfit_diffusion.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
 _RUN = "training_run.json"
-_WRITTEN = ("checkpoint-*", WEIGHTS_NAME, "training_*", PICTURE_NAME, SCRATCH_NAME)
+_WRITTEN = ("checkpoint-*", WEIGHTS_NAME, "training_*", PICTURE_NAME, SCRATCH_NAME, PICTURES)
 """What a run writes into its output folder, as patterns."""
 
 
@@ -37,6 +38,8 @@ def tidy(output_dir: Path) -> None:
     """
     for name in _WRITTEN:
         clean_up(output_dir, name)
+    for folder in (output_dir / PICTURES, *(output_dir / PICTURES).glob("*/")):
+        clean_up(folder, "*.png")
 
 
 def begin_run(trainer: Trainer, output_dir: Path) -> None:

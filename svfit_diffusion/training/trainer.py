@@ -13,6 +13,7 @@ resumed run and one on several processes follow the run that was never interrupt
 from __future__ import annotations
 
 import contextlib
+import math
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,12 +25,15 @@ from torch import nn
 
 from svfit_diffusion.adapters.components import collect_adapter, without_idle_layers
 from svfit_diffusion.files.adapter import WEIGHTS_NAME, Adapter, write_adapter
-from svfit_diffusion.files.metadata import AdapterMetadata, package_versions
 from svfit_diffusion.training.config import TrainingConfig
+from svfit_diffusion.training.metadata import adapter_metadata
 from svfit_diffusion.training.optimization import make_optimizer
 from svfit_diffusion.training.preparation import Preparation
 from svfit_diffusion.training.step import Stepper, StepRecord, StepSettings
 from svfit_diffusion.training.subject import ADAPTER_NAME
+
+_CHECKPOINT_STEPS = 100  # between checkpoints, unless it is said how many,
+_CHECKPOINTS = 20  # or more, so that a long run has no more than these
 
 
 class Trainer:
@@ -114,6 +118,34 @@ class Trainer:
             self.lr_scheduler,
         )
 
+    def is_checkpoint_due(self) -> bool:
+        """Whether this step is to be kept; the last one is too, unless it is said which are."""
+        every = self._checkpointing_steps
+        is_last = self.config.checkpointing_steps is None and self.step == self.total_steps
+        return self.step % every == 0 or is_last
+
+    @property
+    def _checkpointing_steps(self) -> int:
+        often = max(_CHECKPOINT_STEPS, math.ceil(self.total_steps / _CHECKPOINTS))
+        return self.config.checkpointing_steps or often
+
+    def chosen_settings(self) -> dict[str, Any]:
+        """What a setting that was left open is in this run, by name."""
+        arguments = self._preparation.generation_arguments
+        chosen: dict[str, Any] = {
+            "resolution": self.resolution,
+            "max_train_steps": self.total_steps,
+            "train_text_encoder": len(self.subject.models) > 1,
+            "text_encoder_lr": self.config.learning_rate,
+            "mixed_precision": str(self.accelerator.mixed_precision),
+            "checkpointing_steps": self._checkpointing_steps,
+            "class_data_dir": str(self.config.class_folder),
+            **{
+                k: arguments[k] for k in ("num_inference_steps", "guidance_scale") if k in arguments
+            },
+        }
+        return {k: value for k, value in chosen.items() if getattr(self.config, k) is None}
+
     def _rate(self, component: str) -> float:
         """Learning rate of a component's shifts."""
         config, rate = self.config, self.config.learning_rate
@@ -171,22 +203,18 @@ class Trainer:
     def adapter(self) -> Adapter:
         """The adapter as learned so far, without the layers of which the budget kept nothing."""
         config, models = self.config, self.subject.models
-        metadata = AdapterMetadata(
-            base_model=config.pretrained_model_name_or_path,
-            base_revision=config.revision or "",
-            fingerprints=self.subject.fingerprints,
-            rank=dict.fromkeys(models, config.rank),
-            target=dict.fromkeys(models, " ".join(config.target)),
-            instance_prompt=config.instance_prompt,
-            class_prompt=config.class_prompt or "",
-            training={**config.binding_settings(), "seed": self.seed},
-            versions=package_versions(),
-        )
+        prompt = config.instance_prompt or self._common_prompt()
+        metadata = adapter_metadata(config, self.subject.fingerprints, self.seed, prompt)
         with self._preparation.preview.averaged():
             whole = collect_adapter(models, ADAPTER_NAME, metadata)
         if self.pruner is None:
             return whole
         return without_idle_layers(models, ADAPTER_NAME, whole)
+
+    def _common_prompt(self) -> str:
+        """The prompt of all photos, as the name of their folder says it, if they have one."""
+        prompts = {photo.prompt for photo in self.photo_sets[0].photos}
+        return prompts.pop() if len(prompts) == 1 else ""
 
     def save(self, folder: Path) -> Path:
         """Write the adapter as learned so far into a folder, whole or not at all.

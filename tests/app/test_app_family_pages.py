@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import tiny
 import tiny_pipelines
-from app_server import AppServer, open_tab
+from app_server import LONG, AppServer, open_tab
 from PIL import Image
 
 from app.png_metadata import read_settings
@@ -22,11 +23,7 @@ def two_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Trainings end after their second step, as the page's own four hundred take too long."""
     steps = Trainer.steps
 
-    def short(trainer: Trainer) -> Iterator[Any]:
-        for record, _ in zip(steps(trainer), range(2), strict=False):
-            yield record
-
-    monkeypatch.setattr(Trainer, "steps", short)
+    monkeypatch.setattr(Trainer, "steps", lambda trainer: itertools.islice(steps(trainer), 2))
     yield
 
 
@@ -36,7 +33,7 @@ def test_generate_and_train_with_nothing_opened(
     server = serve(functools.partial(tiny_pipelines.build, "flux_schnell"))
     page = visit(url=server.url)
     page.click("#generate-go")
-    page.locator("#generate-status", has_text="Done").wait_for()
+    page.locator("#generate-status", has_text="Done").wait_for(timeout=LONG)
     page.locator("#generate-result img").wait_for()
     assert not page.locator("#generate-negative, #generate-scheduler").count()
     (picture,) = server.services.settings.pictures.iterdir()
@@ -53,7 +50,8 @@ def test_generate_and_train_with_nothing_opened(
     page.fill("#train-instance-prompt textarea", "a photo of sks dog")
     page.get_by_label("Quick").check()
     page.click("#train-go")
-    page.locator("#train-status", has_text="“flux dog” is ready to use.").wait_for()
+    done = page.locator("#train-status", has_text="“flux dog” is ready to use.")
+    done.wait_for(timeout=LONG)
     status = server.services.jobs.status()
     assert status is not None and status.step == 2
     config = status.config

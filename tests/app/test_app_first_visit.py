@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from app_server import open_tab
+from app_server import choose, open_tab, unfold
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_settings_that_nobody_opened_are_sent_as_those_in_sight(
     closed, opened = visit(), visit()
     for page in (closed, opened):
         open_tab(page, name)
-    opened.locator(settings).get_by_role("button", name="settings").first.click()
+    unfold(opened, settings)
     opened.locator(last_field).wait_for()
     assert not closed.locator(last_field).is_visible()
     go = f"#{name.lower()}-go"
@@ -50,10 +50,8 @@ def test_generate_draws(page: Any) -> None:
 
 def test_compare_draws_once_an_adapter_is_chosen(page: Any) -> None:
     open_tab(page, "Compare")
-    page.locator("#compare-adapters input").click()
-    page.get_by_role("option", name="rex").click()
-    page.locator("#compare-adapters").get_by_text("rex", exact=True).first.wait_for()
-    page.keyboard.press("Escape")
+    choose(page, "#compare-adapters", "rex")
+    page.get_by_label("range slider for Strength of rex").wait_for()
     page.click("#compare-go")
     page.locator("#compare-status", has_text="Done: 12 pictures").wait_for()
     page.locator("#compare-grid img").wait_for()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from app_server import open_tab
+from app_server import choose, open_tab
 from PIL import Image
 
 
@@ -27,11 +27,6 @@ def inspect_page(visit: Callable[..., Any]) -> Callable[..., Any]:
     return open_page
 
 
-def choose(page: Any, field: str, option: str) -> None:
-    page.locator(f"#inspect-{field} input").click()
-    page.get_by_role("option", name=option, exact=True).click()
-
-
 def upload(page: Any, file: Path) -> None:
     with page.expect_file_chooser() as chooser:
         page.click("#inspect-upload")
@@ -45,7 +40,7 @@ def test_an_adapter_is_described_and_another_one_differs(
     table = page.locator("#inspect-facts").inner_text()
     assert "KiB" in table and "Matches this one, weight for weight" in table
     first = page.locator("#inspect-moved svg").get_attribute("aria-label")
-    choose(page, "adapter", "tom")
+    choose(page, "#inspect-adapter", "tom")
     page.wait_for_function(
         "before => document.querySelector('#inspect-moved svg').ariaLabel != before", arg=first
     )
@@ -63,11 +58,10 @@ def test_ranks_are_moved_by_keys(inspect_page: Callable[..., Any]) -> None:
 
 def test_another_layer_is_shown(inspect_page: Callable[..., Any]) -> None:
     page = inspect_page()
-    layer = page.locator("#inspect-layer input")
-    layer.click()
-    other = page.get_by_role("option").nth(1)
-    name = other.inner_text().strip()
-    other.click()
+    page.locator("#inspect-layer input").click()
+    name = page.get_by_role("option").nth(1).get_attribute("aria-label")
+    page.locator("#inspect-layer input").blur()
+    choose(page, "#inspect-layer", name)
     page.locator(f'#inspect-values svg[aria-label*="{name}"]').wait_for()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from app_server import ADAPTERS, AppServer, open_tab, write_random_adapter
+from app_server import ADAPTERS, AppServer, arrive, choose, open_tab, unfold, write_random_adapter
 from PIL import Image
 
 from app.picture import PictureSettings
@@ -46,24 +46,15 @@ def generate(page: Any, count: int = 1) -> Any:
 
 def fill(page: Any, element: str, value: float) -> None:
     """Set a number in the folded settings."""
-    settings = page.locator(f"#{element.split('-')[0]}-settings")
+    unfold(page, f"#{element.split('-')[0]}-settings")
     field = page.locator(f"#{element} input[type=number]")
-    if not field.is_visible():
-        settings.get_by_role("button", name="Settings").click()
-    # Just unfolded, a field may get its first value once more, faster than people type.
-    for _ in range(20):
-        field.fill(str(value))
-        field.press("Tab")
-        page.wait_for_timeout(100)
-        if field.input_value() == str(value):
-            break
+    field.fill(str(value))
+    field.press("Tab")
 
 
 def add_adapter(page: Any, name: str) -> Any:
     """Choose an adapter on Generate and return its slider."""
-    page.locator("#generate-adapters input").click()
-    page.get_by_role("option", name=name, exact=True).click()
-    page.keyboard.press("Escape")
+    choose(page, "#generate-adapters", name)
     slider = page.get_by_label(f"range slider for Strength of {name}")
     slider.wait_for()
     return slider
@@ -77,9 +68,9 @@ def test_the_page_loads_without_the_network_and_without_errors(
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.reload()
-    page.locator("#generate-go").wait_for()
+    arrive(page)
     for tab in ("Compare", "Train", "Inspect", "Generate"):
-        page.get_by_role("tab", name=tab).click()
+        open_tab(page, tab)
         page.get_by_role("tabpanel").locator("visible=true").first.wait_for()
     outside = [url for url in asked if not url.startswith((app_server.url, "data:", "blob:"))]
     assert asked and not outside and not complaints
@@ -236,10 +227,9 @@ def test_an_added_adapter_file_can_be_used_at_once(
 
 
 def test_comparing_gives_a_grid_to_download(page: Any, fetch: Callable[..., Path]) -> None:
-    page.get_by_role("tab", name="Compare").click()
+    open_tab(page, "Compare")
     fill(page, "compare-steps", 2)
-    page.locator("#compare-x-kind input").click()
-    page.get_by_role("option", name="Adapter").click()
+    choose(page, "#compare-x-kind", "Adapter")
     values = page.locator("#compare-x-values textarea")
     page.wait_for_function(
         "field => field.value === 'base model, rex, tom'", arg=values.element_handle()
@@ -257,7 +247,7 @@ def test_comparing_gives_a_grid_to_download(page: Any, fetch: Callable[..., Path
 
 
 def test_a_wrong_axis_gets_one_sentence(page: Any) -> None:
-    page.get_by_role("tab", name="Compare").click()
+    open_tab(page, "Compare")
     page.locator("#compare-y-values textarea").fill("one, two")
     page.click("#compare-go")
     toast = page.get_by_test_id("toast-body")

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from app.photos import FORMATS, SMALLEST_SIDE, Crop, CroppedPhoto, take_in, write_squares
+from app.photos import SMALLEST_SIDE, Crop, CroppedPhoto, take_in, write_squares
 from app.settings import Limits
+from svfit_diffusion.training.reading import FORMATS
 
 
 def picture(width: int = 60, height: int = 40) -> Image.Image:
@@ -125,8 +126,18 @@ def test_photos_are_turned_upright_shown_on_white_and_reduced(tmp_path: Path) ->
     assert large.image.size == (1365, 1024)
 
 
-def test_deep_grey_is_refused_rather_than_burnt_out(tmp_path: Path) -> None:
-    assert "8 bits" in reason(saved(Image.new("I;16", (40, 40), 40_000), tmp_path / "deep.png"))
+def test_deep_grey_is_not_burnt_out(tmp_path: Path) -> None:
+    deep = saved(Image.new("I;16", (40, 40), 128 * 257), tmp_path / "deep.png")
+    (photo,), _ = take_in([deep], Limits())
+    assert photo.image.getpixel((0, 0)) == (128, 128, 128)
+    assert "32 bits" in reason(saved(Image.new("F", (40, 40)), tmp_path / "deep.tif"))
+
+
+def test_animations_are_refused(tmp_path: Path) -> None:
+    frames = [picture(), picture().rotate(90)]
+    file = tmp_path / "moving.gif"
+    frames[0].save(file, save_all=True, append_images=frames[1:])
+    assert "2 pictures in one file" in reason(file)
 
 
 @pytest.mark.parametrize("format", [*FORMATS, "MPO"])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from app_server import SECONDS, AppServer
+from app_server import LONG, AppServer, arrive, choose, chosen, open_tab, unfold
 from PIL import Image
 
 from svfit_diffusion.files.adapter import read_adapter
@@ -49,15 +49,11 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
         for record in steps(trainer):
             yield record
             if record.step == 2:
-                assert released.wait(2 * SECONDS)
+                assert released.wait(LONG / 1000)
 
     monkeypatch.setattr(Trainer, "steps", pausing)
     yield released
     released.set()
-
-
-def open_tab(page: Any, name: str) -> None:
-    page.get_by_role("tab", name=name).click()
 
 
 def drop(page: Any, files: list[Path]) -> None:
@@ -73,7 +69,7 @@ def fill(page: Any, name: str, steps: int = 20) -> None:
     page.fill("#train-name textarea", name)
     page.fill("#train-instance-prompt textarea", "a photo of sks dog")
     page.get_by_label("Quick").check()
-    page.get_by_role("button", name="Advanced settings").click()
+    unfold(page, "#train-advanced")
     page.locator("#train-steps input").fill(str(steps))
     page.locator("#train-steps input").press("Tab")
 
@@ -87,7 +83,7 @@ def start(page: Any, photos: list[Path], name: str, steps: int = 20) -> None:
 
 def status(page: Any, text: str) -> None:
     """Wait for a text in the status line."""
-    page.locator("#train-status", has_text=text).wait_for()
+    page.locator("#train-status", has_text=text).wait_for(timeout=LONG)
 
 
 @pytest.mark.parametrize(
@@ -126,9 +122,10 @@ def test_twenty_steps_to_an_adapter_to_use_fetch_rename_and_delete(
     start(page, photos, "my dog")
     status(page, "Done, 20 steps: “my dog” is ready to use.")
     assert "20 of 20 steps" in page.locator("#train-curves svg").get_attribute("aria-label")
-    captions = page.locator("#train-samples .caption-label").all_inner_texts()
-    assert captions[0] == "20" and captions[-1] == "base"
-    assert page.locator("#train-learned-photos .gallery-item").count() == 3
+    captions = page.locator("#train-samples .caption-label")
+    captions.first.filter(has_text="20").wait_for()
+    captions.last.filter(has_text="base").wait_for()
+    page.locator("#train-learned-photos .gallery-item").nth(2).wait_for()
 
     with page.expect_download() as download:
         page.click("#train-download")
@@ -155,21 +152,22 @@ def test_twenty_steps_to_an_adapter_to_use_fetch_rename_and_delete(
     page.wait_for_function("document.querySelector('#train-adapter input').value == ''")
 
 
-def test_stopping_midway_keeps_what_was_learned(
-    train_page: Callable[..., Any],
-    photos: list[Path],
-    app_server: AppServer,
-    held: threading.Event,
+def test_stopping_midway_keeps_what_was_learned_and_what_was_chosen(
+    train_page: Callable[..., Any], photos: list[Path], held: threading.Event
 ) -> None:
     page = train_page()
     assert page.locator("#train-stop").is_disabled()
     start(page, photos, "stopped")
     status(page, "step 2 of 20")
+    choose(page, "#train-adapter", "rex")
     page.click("#train-stop")
     held.set()
     status(page, "Stopped after step 3: “stopped” is ready to use.")
-    assert page.locator("#train-stop").is_disabled()
-    assert "stopped" in app_server.services.library.names()
+    page.locator("#train-stop:disabled").wait_for()
+    # It can be chosen, and is, where nothing else was.
+    page.locator("#train-adapter input").click()
+    page.get_by_role("option", name="stopped").wait_for()
+    assert chosen(page, "#train-adapter") == ["rex"]
 
 
 def test_a_reload_finds_the_running_training_and_a_second_one_is_refused(
@@ -179,11 +177,12 @@ def test_a_reload_finds_the_running_training_and_a_second_one_is_refused(
     start(page, photos, "found again")
     status(page, "step 2 of 20")
     page.reload()
+    arrive(page)
     open_tab(page, "Train")
     status(page, "“found again”: step 2 of 20")
     page.locator("#train-curves svg").wait_for()
-    assert page.locator("#train-learned-photos .gallery-item").count() == 3
-    assert page.locator("#train-stop").is_enabled()
+    page.locator("#train-learned-photos .gallery-item").nth(2).wait_for()
+    page.locator("#train-stop:enabled").wait_for()
 
     other = train_page()
     start(other, photos, "another")
@@ -212,7 +211,7 @@ def test_fake_images_are_refused_by_name_and_the_others_kept(
 
     drop(page, [photos[2]])
     tiles(page).nth(2).wait_for()
-    assert not page.get_by_role("alert").filter(has_text="Not taken").is_visible()
+    page.get_by_role("alert").filter(has_text="Not taken").wait_for(state="hidden")
     page.click("#train-remove")
     page.wait_for_function("document.querySelectorAll('#train-tiles .gallery-item').length == 2")
 

@@ -19,7 +19,7 @@ from svfit_diffusion.files.metadata import AdapterMetadata
 from svfit_diffusion.spectrum.cache import load_bases, read_base
 from svfit_diffusion.spectrum.stored import leftovers, stored_bases
 from svfit_diffusion.training.class_images import generate_class_images
-from svfit_diffusion.training.photos import image_files
+from svfit_diffusion.training.folders import image_files
 
 
 def adapter_of(value: float) -> Adapter:

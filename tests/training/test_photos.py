@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from svfit_diffusion.errors import DataError
-from svfit_diffusion.training.photos import load_photos
+from svfit_diffusion.training import folders
+from svfit_diffusion.training.photos import find_photos, load_photos
 
 
 def photo(folder: Path, name: str, colour: str = "red", size: tuple[int, int] = (8, 8)) -> Path:
@@ -84,3 +85,64 @@ def test_a_black_mask_is_refused(tmp_path: Path) -> None:
     Image.new("L", (8, 6), 0).save(tmp_path / "a.mask.png")
     with pytest.raises(DataError, match="black everywhere"):
         load_photos(tmp_path, "a dog")
+
+
+def test_what_is_left_out_is_said_before_any_work(tmp_path: Path) -> None:
+    photo(tmp_path, "a.png")
+    photo(tmp_path, "b.AVIF")
+    photo(tmp_path, "c.jfif")
+    for name in ("raw.CR2", "clip.mov", "layers.psd", "notes.md", "Thumbs.db", "metadata.parquet"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "older").mkdir()
+    photo(tmp_path / "older", "z.png")
+    (tmp_path / "a.txt").write_text("a dog")
+    (tmp_path / "c.txt").touch()
+    (tmp_path / "gone.txt").write_text("a dog")
+    first, *more = str(find_photos(tmp_path, "a photo")).splitlines()
+    assert first.startswith("3 photos found, 5 left out: clip.mov (a video")
+    assert "raw.CR2 (a camera's raw file" in first and "older (a folder" in first
+    assert "notes" not in first and "Thumbs" not in first
+    assert more == [
+        "Captions with nothing in them: c.jfif",
+        "Captions of no photo that is there: gone.txt",
+    ]
+
+
+def test_photos_of_a_phone_are_read_or_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo(tmp_path, "a.png")
+    (tmp_path / "b.HEIC").write_bytes(b"x")
+    monkeypatch.setattr(folders, "photo_suffixes", lambda: frozenset({".png"}))
+    assert "1 photo found, 1 left out: b.HEIC (HEIC, which needs" in str(find_photos(tmp_path, "x"))
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(DataError, match=r"holds no images; left out: b\.HEIC .*pillow-heif"):
+        find_photos(tmp_path, "x")
+
+
+def test_folders_of_kohya(tmp_path: Path) -> None:
+    """The number is how often, the rest is the prompt; captions go before it, it before ours."""
+    for name in ("10_sks dog", "2_a cat ", "2024_summer", "0_never", "10_"):
+        (tmp_path / name).mkdir()
+        photo(tmp_path / name, "1.png")
+    photo(tmp_path, "top.png")
+    photo(tmp_path / "10_sks dog", "2.png")
+    (tmp_path / "10_sks dog" / "2.caption").write_text("sks dog on grass")
+    found = find_photos(tmp_path, "a photo")
+    assert [(p.prompt, p.repeats) for p in found.photos] == [
+        ("a photo", 1),
+        ("sks dog", 10),
+        ("sks dog on grass", 10),
+        ("a cat", 2),
+    ]
+    assert [one.name for one in found.left_out] == ["0_never", "10_", "2024_summer"]
+    assert "10_sks dog: 2 photos, each 10 times in an epoch" in str(found)
+
+
+def test_a_folder_of_kohya_itself(tmp_path: Path) -> None:
+    folder = tmp_path / "10_sks dog"
+    folder.mkdir()
+    photo(folder, "a.png")
+    assert load_photos(folder, "")[0].prompt == "sks dog"
+    assert load_photos(folder, "a photo of sks dog")[0].prompt == "a photo of sks dog"
+    assert load_photos(folder, "")[0].repeats == 1

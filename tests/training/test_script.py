@@ -135,6 +135,37 @@ def test_processes_prune_alike(saved_pipe: Path, photos: Path, tmp_path: Path) -
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+TRAIN_AND_STOP_ONE = """
+import signal
+from accelerate import PartialState
+from svfit_diffusion.training.arguments import parse_args
+from svfit_diffusion.training.objective import Objective
+from svfit_diffusion.training.run import train
+
+plain, calls = Objective.losses, []
+
+def losses(objective, positions):
+    calls.append(positions)
+    if len(calls) == 2 and not PartialState().is_main_process:
+        signal.raise_signal(signal.SIGTERM)
+    return plain(objective, positions)
+
+Objective.losses = losses
+train(parse_args())
+"""
+
+
+def test_processes_stop_together(saved_pipe: Path, photos: Path, tmp_path: Path) -> None:
+    program = tmp_path / "train_and_stop_one.py"
+    program.write_text(TRAIN_AND_STOP_ONE, encoding="utf-8")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    arguments = [*flags(saved_pipe, photos, tmp_path / "out"), "--max_train_steps=5"]
+    result = run(*arguments, launcher=launcher, script=program)
+    assert result.returncode == 0, result.stderr
+    assert "Stopped after step 2 of 5" in result.stdout
+    assert torch.equal(values(tmp_path / "out"), values(tmp_path / "out" / "checkpoint-2"))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -29,8 +29,8 @@ from svfit_diffusion.files.adapter import read_adapter
 from svfit_diffusion.training.budget import largest, live_entries
 from svfit_diffusion.training.class_images import generate_class_images
 from svfit_diffusion.training.config import TrainingConfig
+from svfit_diffusion.training.folders import image_files
 from svfit_diffusion.training.objective import Objective
-from svfit_diffusion.training.photos import image_files
 from svfit_diffusion.training.state import find_checkpoint, resume, save_checkpoint
 from svfit_diffusion.training.trainer import Trainer
 
@@ -113,11 +113,21 @@ def test_stopping_leaves_a_usable_adapter(
         {"with_prior_preservation": True, "class_prompt": "a dog", "random_flip": True},
         {"cache_latents": False, "center_crop": False, "pre_compute_text_embeddings": False},
         {"optimizer": "prodigy", "learning_rate": 1.0},
+        {"optimizer": "adafactor"},
         {"snr_gamma": 5.0, "noise_offset": 0.1, "gradient_accumulation_steps": 2},
         {"budget": 70, "train_text_encoder": True, "gradient_accumulation_steps": 2},
         {"budget": 70, "rank": "0.9", "optimizer": "prodigy", "learning_rate": 1.0},
     ],
-    ids=["text encoder", "prior", "uncached", "prodigy", "loss options", "budget", "budget+"],
+    ids=[
+        "text encoder",
+        "prior",
+        "uncached",
+        "prodigy",
+        "adafactor",
+        "loss options",
+        "budget",
+        "budget+",
+    ],
 )
 def test_resumed_equals_uninterrupted(
     make_config: MakeConfig, tmp_path: Path, changes: dict[str, Any]

@@ -1,0 +1,94 @@
+"""What is trained on hollow models: shifts of singular values, a LoRA, or nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+from diffusers.training_utils import cast_training_params
+from torch import Tensor, nn
+
+from svfit_diffusion.adapters.layers import ShiftedLayer
+from svfit_diffusion.adapters.live import LiveProjection
+from svfit_diffusion.adapters.patches import Patches
+from svfit_diffusion.adapters.targets import shiftable_layers
+from svfit_diffusion.planning.hollow import Hollow
+from svfit_diffusion.planning.layers import PlannedLayer
+from svfit_diffusion.spectrum.basis import Basis
+
+_NAME = "subject"
+
+
+@dataclass(frozen=True)
+class PutOn:
+    """What a method has put on a model.
+
+    Attributes:
+        trained: its parameters.
+        vectors: of bases, on the device.
+    """
+
+    trained: list[Tensor]
+    vectors: list[Tensor]
+
+
+Method = Callable[[nn.Module, dict[str, PlannedLayer]], PutOn]
+"""Puts something on a hollow model's layers, which are given by path, for good."""
+
+
+def frozen(model: nn.Module, layers: dict[str, PlannedLayer]) -> PutOn:
+    """Nothing: the model's own forward and backward pass."""
+    return PutOn([], [])
+
+
+def svfit(model: nn.Module, layers: dict[str, PlannedLayer]) -> PutOn:
+    """Shifts of the layers' singular values, as training puts them there.
+
+    How many σ are small decides on which vectors are held; here they fall in a line to zero, much
+    as those of random weights do.
+    """
+    modules = shiftable_layers(model)
+    deltas = {
+        path: nn.Parameter(torch.zeros(layer.rank, device="meta")) for path, layer in layers.items()
+    }
+    projections = {}
+    with Hollow():  # where models run, so that the basis is in its place
+        for path, layer in layers.items():
+            shifted = ShiftedLayer(modules[path], _basis(layer))
+            shifted.add(_NAME, deltas[path])
+            projections[path] = LiveProjection(shifted, {_NAME: 1.0})
+    Patches(model).put(projections, {path: modules[path] for path in layers}, None)
+    return PutOn(
+        list(deltas.values()),
+        [tensor for projection in projections.values() for tensor in projection.vectors],
+    )
+
+
+def _basis(layer: PlannedLayer) -> Basis:
+    sigma = torch.linspace(1, 1 / layer.full_rank, layer.full_rank)[: layer.rank]
+    u, v = (
+        torch.empty(layer.rank, length, dtype=torch.float16, device="meta")
+        for length in (layer.d_out, layer.d_in)
+    )
+    return Basis(u, v, sigma)
+
+
+def can_lora() -> bool:
+    """Whether PEFT is installed."""
+    return find_spec("peft") is not None
+
+
+def lora(rank: int) -> Method:
+    """PEFT's LoRA of a rank."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    def put(model: nn.Module, layers: dict[str, PlannedLayer]) -> PutOn:
+        paths = "|".join(map(re.escape, layers))
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=paths), model)
+        cast_training_params([model], dtype=torch.float32)
+        return PutOn([p for p in model.parameters() if p.requires_grad], [])
+
+    return put

@@ -1,0 +1,122 @@
+"""Answers of the server that come late, as on a busy machine, take back nothing a visitor did."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from app_server import LONG, AppServer, choose, chosen, open_tab, unfold, write_random_adapter
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., threading.Event]]:
+    """Let the server wait at a method, `late(library, "names")`, until the event is set."""
+    events = []
+
+    def hold(owner: Any, name: str) -> threading.Event:
+        event, method = threading.Event(), getattr(owner, name)
+
+        def waiting(*args: Any) -> Any:
+            assert event.wait(LONG / 1000)
+            return method(*args)
+
+        monkeypatch.setattr(owner, name, waiting)
+        events.append(event)
+        return event
+
+    yield hold
+    for event in events:
+        event.set()
+
+
+@pytest.fixture
+def newcomer(app_server: AppServer, tmp_path: Path) -> Iterator[Path]:
+    """The file of an adapter that is not in the library, and will not be after the test."""
+    yield write_random_adapter(tmp_path / "newcomer.safetensors", 9)
+    app_server.services.library.delete("newcomer")
+
+
+@pytest.mark.parametrize(
+    ("tab", "field"),
+    [
+        ("Generate", "#generate-adapters"),
+        ("Compare", "#compare-adapters"),
+        ("Train", "#train-adapter"),
+        ("Inspect", "#inspect-adapter"),
+    ],
+)
+def test_what_is_chosen_before_the_list_comes_stays(
+    visit: Callable[..., Any],
+    app_server: AppServer,
+    newcomer: Path,
+    late: Callable[..., threading.Event],
+    tab: str,
+    field: str,
+) -> None:
+    library = app_server.services.library
+    listing = late(library, "names")
+    page = visit()
+    open_tab(page, tab)
+    choose(page, field, "tom")
+    shutil.copy(newcomer, library.folder)
+    listing.set()
+    page.locator(f"{field} input").click()
+    page.get_by_role("option", name="newcomer").wait_for()
+    assert chosen(page, field) == ["tom"]
+
+
+def test_what_is_chosen_while_a_file_is_added_stays(
+    page: Any, app_server: AppServer, newcomer: Path, late: Callable[..., threading.Event]
+) -> None:
+    adding = late(app_server.services.library, "add")
+    with page.expect_file_chooser() as chooser:
+        page.click("#generate-add-adapter")
+    with page.expect_request("**/queue/join*"):
+        chooser.value.set_files(newcomer)
+    choose(page, "#generate-adapters", "tom")
+    adding.set()
+    page.get_by_label("range slider for Strength of newcomer").wait_for()
+    assert chosen(page, "#generate-adapters") == ["tom", "newcomer"]
+
+
+def test_a_seed_typed_while_a_picture_is_drawn_stays(
+    page: Any, app_server: AppServer, late: Callable[..., threading.Event]
+) -> None:
+    drawing = late(app_server.services.generator, "run")
+    unfold(page, "#generate-settings")
+    seed = page.locator("#generate-seed input")
+    page.click("#generate-go")
+    page.locator("#generate-new-seed input").uncheck()
+    seed.fill("42")
+    drawing.set()
+    page.locator("#generate-status", has_text="Done").wait_for()
+    page.click("#generate-go")
+    page.locator("#generate-status", has_text="Done. Seed 42.").wait_for()
+    assert seed.input_value() == "42"
+
+
+def test_values_of_an_axis_stay_until_another_kind_is_chosen(page: Any) -> None:
+    open_tab(page, "Compare")
+    values = page.locator("#compare-x-values textarea")
+    values.fill("0.2, 0.4")
+    choose(page, "#compare-x-kind", "Strength")
+    choose(page, "#compare-y-kind", "Nothing")
+    page.locator("#compare-y-values").wait_for(state="hidden")
+    assert values.input_value() == "0.2, 0.4"
+    choose(page, "#compare-x-kind", "Steps")
+    page.wait_for_function("v => v.value == '5, 10, 20'", arg=values.element_handle())
+
+
+def test_opening_a_page_asks_the_server_for_little(visit: Callable[..., Any]) -> None:
+    page = visit()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    open_tab(page, "Compare")
+    choose(page, "#compare-adapters", "rex")
+    page.click("#compare-go")
+    page.locator("#compare-status", has_text="Done: 12 pictures").wait_for(timeout=LONG)
+    assert sum("/run/predict" in url for url in asked) < 10
