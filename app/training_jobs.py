@@ -25,6 +25,7 @@ from svfit_diffusion.errors import SVFitError
 from svfit_diffusion.families import family_of
 from svfit_diffusion.training import Trainer, TrainingConfig
 from svfit_diffusion.training.class_images import generate_class_images
+from svfit_diffusion.training.keeping import save_somewhere
 from svfit_diffusion.training.preparation import DEFAULT_STEPS
 
 from .base_model import BaseModel
@@ -170,6 +171,12 @@ class _Job(threading.Thread):
             self._show(
                 stage=Stage.STOPPED, message="Stopped before the first step; nothing is kept."
             )
+        except OSError:
+            logger.exception("training of %r failed", self.status.adapter_name)
+            self._show(
+                stage=Stage.FAILED,
+                message="The training failed: the server has no room, or may not write.",
+            )
         except SVFitError as error:
             logger.exception("training of %r failed", self.status.adapter_name)
             first_line = str(error).splitlines()[0]
@@ -252,8 +259,18 @@ class _Job(threading.Thread):
     def _keep(self, trainer: Trainer) -> None:
         """Put the adapter into the library."""
         self._show(stage=Stage.SAVING, message="Saving the adapter.", seconds_left=None)
-        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
-            name = self._library.add(trainer.save(Path(folder)), self.status.adapter_name)
+        try:
+            with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+                name = self._library.add(trainer.save(Path(folder)), self.status.adapter_name)
+        except OSError:
+            unsaved = self._folder / f"unsaved-{self.status.run}"
+            logger.exception("no room for %r, which goes to %s", self.status.adapter_name, unsaved)
+            save_somewhere(trainer.adapter(), unsaved)
+            self._show(
+                stage=Stage.FAILED,
+                message="The library cannot take the adapter; the server's log says where it is.",
+            )
+            return
         stopped = trainer.step < trainer.total_steps
         done = f"Stopped after step {trainer.step}" if stopped else f"Done, {trainer.step} steps"
         self._show(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,11 +146,14 @@ def _compute(
     On a CPU as many at a time as there are threads: solvers scale poorly.
     """
 
+    is_full = threading.Event()
+
     def compute(path: str) -> Basis:
         matrix = base.matrix(path)
         basis = solver.singular_basis(matrix.to(device or matrix.device))
         basis = basis.to(matrix.device, torch.float16)
-        _write(folder, base.digests[path], basis)
+        if not is_full.is_set() and not _write(folder, base.digests[path], basis):
+            is_full.set()
         # From the file, as later: it need not stay in memory.
         return _read(folder, base, path) or basis
 
@@ -191,8 +195,13 @@ def _read(folder: Path, base: BaseWeights, path: str) -> Basis | None:
     return basis
 
 
-def _write(folder: Path, digest: str, basis: Basis) -> None:
+def _write(folder: Path, digest: str, basis: Basis) -> bool:
+    """Cache a basis, or warn that it cannot be."""
     try:
         write_basis(folder, digest, basis)
     except OSError as error:
-        logger.warning("Singular values could not be cached in %s: %s", folder, error)
+        logger.warning(
+            "Singular values could not be cached in %s, nor are others: %s", folder, error
+        )
+        return False
+    return True

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from svfit_diffusion.errors import ConfigError
 from svfit_diffusion.files.adapter import WEIGHTS_NAME
-from svfit_diffusion.files.atomic import write_atomically
+from svfit_diffusion.files.atomic import make_folder, remove_folder, write_atomically
 from svfit_diffusion.training.step import StepRecord
 
 LOG_NAME = "training_log.jsonl"
@@ -58,9 +58,9 @@ def begin_output(folder: Path, checkpoint: Path | None, step: int) -> None:
         step: steps done.
 
     Raises:
-        OSError: it cannot be written.
+        StorageError: there is no room or no permission.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     lines: list[str] = []
     log = folder / LOG_NAME
     if _is_inside(checkpoint, folder):
@@ -68,7 +68,8 @@ def begin_output(folder: Path, checkpoint: Path | None, step: int) -> None:
             lines = [line for line in log.read_text().splitlines() if _step(line) <= step]
     else:
         for old in [*_checkpoints(folder), folder / PICTURES]:
-            shutil.rmtree(old, ignore_errors=True)
+            if old.is_dir():
+                remove_folder(old)
     text = "".join(f"{line}\n" for line in lines)
     write_atomically(log, lambda target: target.write_text(text))
 
