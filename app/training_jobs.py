@@ -29,7 +29,7 @@ from svfit_diffusion.training.keeping import save_somewhere
 from svfit_diffusion.training.preparation import DEFAULT_STEPS
 
 from .base_model import BaseModel
-from .errors import AppError, SettingError
+from .errors import AppError, LibraryError, SettingError
 from .library import AdapterLibrary
 from .photos import write_squares
 from .settings import Limits
@@ -262,15 +262,12 @@ class _Job(threading.Thread):
         try:
             with tempfile.TemporaryDirectory(dir=self._folder) as folder:
                 name = self._library.add(trainer.save(Path(folder)), self.status.adapter_name)
-        except OSError:
-            unsaved = self._folder / f"unsaved-{self.status.run}"
-            logger.exception("no room for %r, which goes to %s", self.status.adapter_name, unsaved)
-            save_somewhere(trainer.adapter(), unsaved)
-            self._show(
-                stage=Stage.FAILED,
-                message="The library cannot take the adapter; the server's log says where it is.",
-            )
-            return
+        except OSError as error:
+            path = save_somewhere(trainer.adapter(), self._folder / f"unsaved-{self.status.run}")
+            logger.warning("no room in the library for what was trained, which is in %s", path)
+            raise LibraryError(
+                "the library cannot take the adapter; the server's log says where it is."
+            ) from error
         stopped = trainer.step < trainer.total_steps
         done = f"Stopped after step {trainer.step}" if stopped else f"Done, {trainer.step} steps"
         self._show(

@@ -114,6 +114,7 @@ def _ready(config: TrainingConfig, checkpoint: Path | None) -> Trainer:
     values = sum(parameter.numel() for parameter in trainer.sigma_parameters())
     kept = f", to keep the {config.budget:,} most useful" if config.budget else ""
     accelerator.print(f"Training {values:,} singular values{kept}")
+    return trainer
 
 
 def _take_steps(trainer: Trainer, interrupts: Interrupts, shortages: Shortages) -> None:
