@@ -24,3 +24,12 @@ class UploadError(AppError, ValueError):
 
 class LibraryError(AppError, ValueError):
     """An adapter is not in the library, or its name cannot be used."""
+
+
+def public_reason(error: Exception) -> str:
+    """Why something failed, in words for visitors: no paths, and one line."""
+    if isinstance(error, OSError):
+        return "the server has no room, or may not write"
+    if isinstance(error, SVFitError):
+        return str(error).splitlines()[0].rstrip(".")
+    return "something unexpected happened, and the server's log says what"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from svfit_diffusion.errors import BaseMismatchError, SVFitError
 from svfit_diffusion.files.adapter import WEIGHTS_NAME, Adapter, read_adapter
-from svfit_diffusion.files.atomic import write_atomically
+from svfit_diffusion.files.atomic import clean_up, make_folder, write_atomically
 
 from .base_model import BaseModel
 from .errors import LibraryError, UploadError
@@ -20,6 +20,7 @@ from .errors import LibraryError, UploadError
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".safetensors"
+_HOUR = 60 * 60
 _NAME = re.compile(r"\w[\w .+-]{0,62}\w|\w")
 
 
@@ -66,7 +67,8 @@ class AdapterLibrary:
         self._base = base
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
+        clean_up(folder, f"*{SUFFIX}", idle=_HOUR)  # others may be at work
 
     def names(self) -> list[str]:
         """Names of all adapters, sorted."""

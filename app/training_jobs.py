@@ -21,15 +21,15 @@ from typing import Any
 
 from PIL import Image
 
-from svfit_diffusion.errors import SVFitError
 from svfit_diffusion.families import family_of
+from svfit_diffusion.files.atomic import clean_up
 from svfit_diffusion.training import Trainer, TrainingConfig
 from svfit_diffusion.training.class_images import generate_class_images
 from svfit_diffusion.training.keeping import save_somewhere
 from svfit_diffusion.training.preparation import DEFAULT_STEPS
 
 from .base_model import BaseModel
-from .errors import AppError, LibraryError, SettingError
+from .errors import AppError, LibraryError, SettingError, public_reason
 from .library import AdapterLibrary
 from .photos import write_squares
 from .settings import Limits
@@ -38,6 +38,8 @@ from .training_status import Sample, Stage, TrainingStatus
 logger = logging.getLogger(__name__)
 
 _THUMBNAIL = 256  # pixels; what a status keeps of a photo
+_SCRATCH_NAME = "scratch"
+_DAY = 24 * 60 * 60
 _CLASS_IMAGE_SEED = 0  # the same for all trainings, which can thus share class images
 
 
@@ -60,6 +62,7 @@ class TrainingJobs:
         self._folder = folder
         self._lock = threading.Lock()
         self._job: _Job | None = None
+        clean_up(folder, _SCRATCH_NAME, idle=_DAY)  # photos, should an app have died here
 
     def start(
         self, adapter_name: str, squares: Sequence[Image.Image], config: TrainingConfig
@@ -171,22 +174,9 @@ class _Job(threading.Thread):
             self._show(
                 stage=Stage.STOPPED, message="Stopped before the first step; nothing is kept."
             )
-        except OSError:
+        except Exception as error:
             logger.exception("training of %r failed", self.status.adapter_name)
-            self._show(
-                stage=Stage.FAILED,
-                message="The training failed: the server has no room, or may not write.",
-            )
-        except SVFitError as error:
-            logger.exception("training of %r failed", self.status.adapter_name)
-            first_line = str(error).splitlines()[0]
-            self._show(stage=Stage.FAILED, message=f"The training failed: {first_line}")
-        except Exception:
-            logger.exception("training of %r failed", self.status.adapter_name)
-            self._show(
-                stage=Stage.FAILED,
-                message="The training failed unexpectedly; the server's log says why.",
-            )
+            self._show(stage=Stage.FAILED, message=f"The training failed: {public_reason(error)}.")
 
     def _train(self) -> None:
         trainer = self._prepare()
@@ -212,12 +202,18 @@ class _Job(threading.Thread):
         pipe = self._base.view()
         self._draw_class_images(pipe)
         self._show(message="Looking at your photos.")
-        with tempfile.TemporaryDirectory(dir=self._folder) as photos:
+        with self._scratch() as photos:
             write_squares(self._squares, Path(photos))
             config = dataclasses.replace(self.status.config, instance_data_dir=photos)
             trainer = Trainer(config, pipe=pipe, show_progress=False)
         self._leave_if_stopping()
         return trainer
+
+    def _scratch(self) -> tempfile.TemporaryDirectory[str]:
+        """A folder for what is needed for a moment."""
+        return tempfile.TemporaryDirectory(
+            dir=self._folder, prefix=f".{_SCRATCH_NAME}.", suffix=".tmp"
+        )
 
     def _draw_class_images(self, pipe: Any) -> None:
         """Fill up the shared folder of class images, a batch at a time so that one can stop."""
@@ -260,13 +256,13 @@ class _Job(threading.Thread):
         """Put the adapter into the library."""
         self._show(stage=Stage.SAVING, message="Saving the adapter.", seconds_left=None)
         try:
-            with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            with self._scratch() as folder:
                 name = self._library.add(trainer.save(Path(folder)), self.status.adapter_name)
         except OSError as error:
             path = save_somewhere(trainer.adapter(), self._folder / f"unsaved-{self.status.run}")
             logger.warning("no room in the library for what was trained, which is in %s", path)
             raise LibraryError(
-                "the library cannot take the adapter; the server's log says where it is."
+                "the library cannot take the adapter; the server's log says where it is"
             ) from error
         stopped = trainer.step < trainer.total_steps
         done = f"Stopped after step {trainer.step}" if stopped else f"Done, {trainer.step} steps"

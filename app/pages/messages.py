@@ -11,13 +11,14 @@ from typing import Any
 
 import gradio as gr
 
-from svfit_diffusion.errors import SVFitError
+from svfit_diffusion.errors import StorageError, SVFitError
 
 from ..visits import Progress
 
 logger = logging.getLogger(__name__)
 
 _UNEXPECTED = "Something went wrong here; the server's log says what."
+_NO_ROOM = "The server has no room for this, or may not write it; its log says where."
 
 
 @contextmanager
@@ -27,6 +28,9 @@ def plain_errors() -> Iterator[None]:
         yield
     except gr.Error:
         raise
+    except StorageError as error:  # which names a path
+        logger.exception("not written")
+        raise gr.Error(_NO_ROOM, title="That did not work", print_exception=False) from error
     except SVFitError as error:
         logger.warning("refused: %s", error, exc_info=True)
         first_line = html.escape(str(error).splitlines()[0], quote=False)  # toasts show HTML

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import nn
 
 from svfit_diffusion.adapters.components import models_of
 from svfit_diffusion.errors import ConfigError
+from svfit_diffusion.files.json_text import parse_json
 
 _SINGLE_FILES = (".safetensors", ".ckpt")
 _SINGLE_FILE_CLASSES = {
@@ -158,7 +158,7 @@ def _load_single_file(path: Path, config: str | None) -> Any:
 def _class_in(config: str) -> str:
     index = Path(config) / "model_index.json"
     if index.is_file():
-        return str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
+        return str(parse_json(index.read_text(encoding="utf-8"))["_class_name"])
     return str(DiffusionPipeline.load_config(config)["_class_name"])
 
 

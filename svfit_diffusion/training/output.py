@@ -12,6 +12,7 @@ from pathlib import Path
 from svfit_diffusion.errors import ConfigError
 from svfit_diffusion.files.adapter import WEIGHTS_NAME
 from svfit_diffusion.files.atomic import make_folder, remove_folder, write_atomically
+from svfit_diffusion.files.json_text import parse_json
 from svfit_diffusion.training.step import StepRecord
 
 LOG_NAME = "training_log.jsonl"
@@ -65,7 +66,9 @@ def begin_output(folder: Path, checkpoint: Path | None, step: int) -> None:
     log = folder / LOG_NAME
     if _is_inside(checkpoint, folder):
         if log.exists():
-            lines = [line for line in log.read_text().splitlines() if _step(line) <= step]
+            lines = [
+                line for line in log.read_text(errors="replace").splitlines() if _step(line) <= step
+            ]
     else:
         for old in [*_checkpoints(folder), folder / PICTURES]:
             if old.is_dir():
@@ -83,8 +86,8 @@ def log_step(folder: Path, record: StepRecord) -> None:
 
 def _step(line: str) -> float:
     """Of a line of the log; infinite where the line was cut off."""
-    with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
-        return int(json.loads(line)["step"])
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return float(parse_json(line)["step"])
     return float("inf")
 
 
