@@ -13,7 +13,7 @@ OUTPUT ?= outputs/$(notdir $(SUBJECT))
 CPU_TORCH := torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu --retries 1
 TORCH := $(shell [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null && echo '$(CPU_TORCH)' || echo torch)
 
-.PHONY: demo app test lint types unit wheel browser format bench-quality bench-speed clean
+.PHONY: demo app test lint types unit wheel fuzz robustness browser format bench-quality bench-speed clean
 
 demo: $(VENV)/core
 	$(BIN)/python train_dreambooth_svfit.py \
@@ -44,6 +44,21 @@ types: $(VENV)/test
 # A worker per core, one thread each.
 unit: $(VENV)/test browser
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
+
+# Damaged files and random mathematics, others in each round, until the time is over or one is taken
+# wrongly; the file is then in tests/fuzz/found.
+FUZZ_SECONDS ?= 3600
+
+fuzz: $(VENV)/test
+	end=$$(($$(date +%s) + $(FUZZ_SECONDS))); \
+	while [ $$(date +%s) -lt $$end ]; do \
+	    SVFIT_HYPOTHESIS=fuzz OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --timeout=0 \
+	        tests/fuzz tests/spectrum/test_properties.py || exit 1; \
+	done
+
+# How many damaged files and kills were tried, and what was lost.
+robustness: $(VENV)/test
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/figures.py
 
 # The wheel, installed into an environment of its own and used there.
 wheel: $(VENV)/test

@@ -1,4 +1,4 @@
-"""Damaged safetensors files: what a bad disk, a bad line or bad will makes of a good one."""
+"""Damaged files: what a bad disk, a bad line or bad will makes of good ones."""
 
 from __future__ import annotations
 
@@ -30,12 +30,41 @@ Draw = Callable[[st.SearchStrategy[Any]], Any]
 
 
 @st.composite
-def damaged(draw: Draw, good: bytes) -> bytes:
-    """A file that was `good`, damaged in a way or two; perhaps the file itself."""
+def safetensors_files(draw: Draw, good: bytes) -> bytes:
+    """A safetensors file that was `good`, damaged in a way or two; perhaps the file itself."""
     content = good
     for damage in draw(st.lists(st.sampled_from(_DAMAGES), min_size=1, max_size=2)):
         content = damage(draw, content)
     return content
+
+
+@st.composite
+def any_files(draw: Draw, good: bytes) -> bytes:
+    """A file that was `good`, of whatever kind, with damaged bytes."""
+    return draw(st.sampled_from(_BYTE_DAMAGES))(draw, good)
+
+
+@st.composite
+def json_texts(draw: Draw, good: str) -> str:
+    """A text that was the JSON object `good`, with another value in it, one less, or one more."""
+    value = json.loads(good)
+    place = value
+    while True:
+        key = draw(st.sampled_from(sorted(place)))
+        if not isinstance(place[key], dict) or not place[key] or draw(st.booleans()):
+            break
+        place = place[key]
+    change = draw(st.sampled_from(["replace", "replace", "drop", "rename", "swap"]))
+    if change == "replace":
+        place[key] = _HOLE
+    elif change == "swap":
+        other = draw(st.sampled_from(sorted(place)))
+        place[key], place[other] = place[other], place[key]
+    else:
+        moved = place.pop(key)
+        if change == "rename":
+            place[draw(st.text(max_size=8))] = moved
+    return json.dumps(value, ensure_ascii=False).replace(json.dumps(_HOLE), draw(_SNIPPET))
 
 
 def _flip(draw: Draw, content: bytes) -> bytes:
@@ -137,7 +166,8 @@ def _data_begin(content: bytes) -> int:
     return min(8 + int.from_bytes(content[:8], "little"), len(content))
 
 
+_BYTE_DAMAGES = (_flip, _cut, _extend, _blank, _copy_block)
 _DAMAGES = (
-    _flip, _cut, _extend, _blank, _copy_block, _put_number, _claim_length, _edit_entry, _edit_names,
+    *_BYTE_DAMAGES, _put_number, _claim_length, _edit_entry, _edit_names,
     _edit_metadata, _edit_metadata,
 )  # fmt: skip
