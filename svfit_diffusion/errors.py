@@ -93,13 +93,20 @@ class StoppedError(SVFitError, RuntimeError):
     """A training was stopped before it had learned anything."""
 
 
-_LONGEST = 400  # characters of a line of `listed`
+_LONGEST = 400  # characters
+
+
+def clipped(said: object) -> str:
+    """What a file or another library says, cut off where it is long: names in files may be of any
+    length.
+    """
+    text = str(said)
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + " …"
 
 
 def listed(title: str, problems: list[str], limit: int = 8) -> str:
     """A message that lists what is wrong, one line each, not more than `limit`."""
-    # Names in files may be of any length.
-    shown = [p if len(p) <= _LONGEST else p[:_LONGEST] + " …" for p in problems[:limit]]
+    shown = [clipped(problem) for problem in problems[:limit]]
     if len(problems) > limit:
         shown.append(f"… and {len(problems) - limit} more")
     return f"{title}:\n  " + "\n  ".join(shown)

@@ -34,5 +34,7 @@ def nobody_draws(models: Collection[nn.Module]) -> Iterator[None]:
 
 
 def _has(pipe: Any, models: Collection[nn.Module]) -> bool:
-    used = [getattr(c, "_orig_mod", c) for c in pipe.components.values()]
-    return any(c is model for c in used for model in models)
+    """Whether a pipeline draws with one of these, compiled or wrapped as it may be there."""
+    components = [c for c in pipe.components.values() if isinstance(c, nn.Module)]
+    used = {id(module) for component in components for module in component.modules()}
+    return any(id(model) in used for model in models)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from svfit_diffusion.errors import clipped
 from svfit_diffusion.files.json_text import MAX_CHARACTERS, parse_json
 
 _DTYPES = {"F16": torch.float16, "F32": torch.float32}
@@ -56,7 +57,7 @@ def map_safetensors(path: Path) -> MappedFile:
         entries, metadata = _parse(pages[8 : min(begin, 8 + MAX_CHARACTERS)])
         tensors = {name: _tensor(pages, begin, entry) for name, entry in entries.items()}
     except (LookupError, OverflowError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"not a safetensors file of floats ({error!r})") from error
+        raise ValueError(f"not a safetensors file of floats ({clipped(repr(error))})") from error
     return MappedFile(tensors, metadata, pages)
 
 
@@ -74,7 +75,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         try:
             return _parse(file.read(length))[1]
         except (TypeError, ValueError) as error:
-            raise ValueError(f"not a safetensors file ({error!r})") from error
+            raise ValueError(f"not a safetensors file ({clipped(repr(error))})") from error
 
 
 def _parse(header: bytes) -> tuple[dict[str, Any], dict[str, str]]:

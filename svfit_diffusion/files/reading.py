@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from svfit_diffusion.errors import CheckpointError
+from svfit_diffusion.errors import CheckpointError, clipped
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -23,5 +23,5 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except (SafetensorError, OSError, RuntimeError) as error:  # torch maps the file, and may fail
         raise CheckpointError(
             f"{path} is not a readable safetensors file (damaged, truncated or another format): "
-            f"{error}"
+            f"{clipped(error)}"
         ) from error

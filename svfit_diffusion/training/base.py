@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from svfit_diffusion.adapters.components import models_of
-from svfit_diffusion.errors import ConfigError
+from svfit_diffusion.errors import ConfigError, clipped
 from svfit_diffusion.files.json_text import parse_json
 
 _SINGLE_FILES = (".safetensors", ".ckpt")
@@ -170,7 +170,7 @@ def _kind(path: Path) -> str:
     except KeyError as error:
         raise ConfigError(f"{path} is a single file of no known kind: it lacks {error}") from None
     except SafetensorError as error:
-        raise ConfigError(f"{path} is not a readable safetensors file: {error}") from error
+        raise ConfigError(f"{path} is not a readable safetensors file: {clipped(error)}") from error
 
 
 class _Shapes(Mapping[str, Any]):
