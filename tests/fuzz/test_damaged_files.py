@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from examples import share
+from hypothesis import given
 from hypothesis import strategies as st
 from targets import CORPUS, TARGETS, Adapters, CacheFiles, Checkpoints, Pictures, Target
 
@@ -32,11 +33,6 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[type[Target], Targ
     for kind in TARGETS:
         made[kind] = kind(tmp_path_factory.mktemp(kind.__name__))
     return made
-
-
-def share(percent: int) -> settings:
-    """Of the examples that a profile wants: as many as the target's slowness allows."""
-    return settings(max_examples=settings().max_examples * percent // 100)
 
 
 @share(100)
