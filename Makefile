@@ -13,7 +13,11 @@ OUTPUT ?= outputs/$(notdir $(SUBJECT))
 CPU_TORCH := torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu --retries 1
 TORCH := $(shell [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null && echo '$(CPU_TORCH)' || echo torch)
 
-.PHONY: demo app test lint types unit wheel fuzz robustness browser format bench-quality bench-speed clean
+# What pip may install; CI names its lock file.
+CONSTRAINTS ?=
+PIP_INSTALL := $(BIN)/pip install --quiet $(CONSTRAINTS)
+
+.PHONY: demo app test lint types unit wheel fuzz robustness audit lock browser format bench-quality bench-speed clean
 
 demo: $(VENV)/core
 	$(BIN)/python train_dreambooth_svfit.py \
@@ -65,8 +69,8 @@ wheel: $(VENV)/test
 	rm -rf build/wheel
 	$(BIN)/python -m build --wheel --outdir build/wheel . >/dev/null
 	$(PYTHON) -m venv build/wheel/env
-	build/wheel/env/bin/pip install --quiet $(TORCH)
-	build/wheel/env/bin/pip install --quiet build/wheel/*.whl
+	build/wheel/env/bin/pip install --quiet $(CONSTRAINTS) $(TORCH)
+	build/wheel/env/bin/pip install --quiet $(CONSTRAINTS) build/wheel/*.whl
 	$(BIN)/python tests/check_wheel.py build/wheel/*.whl build/wheel/env/bin
 
 # A reduced version of the quality benchmark, under 15 minutes on 2 cores.
@@ -76,6 +80,19 @@ bench-quality: $(VENV)/bench
 # Training, loading, switching and generating against peers, under 30 minutes on 2 cores.
 bench-speed: $(VENV)/bench
 	$(BIN)/python -m benchmarks.speed
+
+# Known weaknesses of what is installed.
+audit: $(VENV)/maintain
+	$(BIN)/pip-audit --skip-editable
+
+# CI's lock file anew, of what is installed; no GPU's libraries, which its torch does not bring.
+lock: $(VENV)/maintain
+	mkdir -p build
+	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' >build/installed.txt
+	$(BIN)/uv pip compile --quiet --no-header --no-annotate --python $(BIN)/python \
+	    --extra test --constraint build/installed.txt pyproject.toml >build/all.lock
+	{ echo '# What CI installs, of Python 3.11 on Linux without a GPU; `make lock` makes it.'; \
+	  grep -vE '^(nvidia|cuda|triton)' build/all.lock; } >.ci/requirements.lock
 
 # The app's pages are tested in Debian's Chromium. Where it can neither be found nor installed, those
 # tests are skipped with a notice.
@@ -94,18 +111,22 @@ clean:
 
 $(VENV)/core: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet $(TORCH)
-	$(BIN)/pip install --quiet --editable .
+	$(PIP_INSTALL) $(TORCH)
+	$(PIP_INSTALL) --editable .
 	touch $@
 
 $(VENV)/app: $(VENV)/core
-	$(BIN)/pip install --quiet --editable '.[app]'
+	$(PIP_INSTALL) --editable '.[app]'
 	touch $@
 
 $(VENV)/test: $(VENV)/core
-	$(BIN)/pip install --quiet --editable '.[test]'
+	$(PIP_INSTALL) --editable '.[test]'
 	touch $@
 
 $(VENV)/bench: $(VENV)/core
-	$(BIN)/pip install --quiet --editable '.[bench]'
+	$(PIP_INSTALL) --editable '.[bench]'
+	touch $@
+
+$(VENV)/maintain: $(VENV)/test
+	$(PIP_INSTALL) --editable '.[maintain]'
 	touch $@

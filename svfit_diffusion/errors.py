@@ -15,6 +15,7 @@
     ├── InterchangeError     an adapter cannot be exported, or a LoRA not imported
     ├── BatchError           a batch does not fit the adapters given per prompt
     ├── DivergedError        training has left the finite numbers
+    ├── LostProcessError     another process of a training has ended
     └── StoppedError         a training was stopped before it had learned anything
 
 Each is also the built-in exception that a caller who does not know us would expect.
@@ -87,6 +88,10 @@ class BatchError(SVFitError, ValueError):
 
 class DivergedError(SVFitError, ArithmeticError):
     """Training has left the finite numbers."""
+
+
+class LostProcessError(SVFitError, RuntimeError):
+    """Another process of a training has ended, without which this one cannot go on."""
 
 
 class StoppedError(SVFitError, RuntimeError):

@@ -15,6 +15,7 @@ from svfit_diffusion.files.atomic import make_folder, write_atomically
 from svfit_diffusion.training.grid import labelled_grid, stacked
 from svfit_diffusion.training.keeping import Shortages
 from svfit_diffusion.training.output import PICTURES
+from svfit_diffusion.training.processes import wait_for_all
 from svfit_diffusion.training.trainer import Trainer
 
 Images = list[list[Image.Image]]
@@ -68,7 +69,7 @@ def validate(trainer: Trainer, shortages: Shortages) -> None:
             for tracker in trainer.accelerator.trackers:
                 if hasattr(tracker, "log_images"):
                     _log_picture(tracker, picture, trainer.step)
-    trainer.accelerator.wait_for_everyone()
+    wait_for_all(trainer.accelerator)
 
 
 def step_name(step: int) -> str:

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from svfit_diffusion.errors import StoppedError
+from svfit_diffusion.errors import LostProcessError, StoppedError
 from svfit_diffusion.files.hub import PICTURE_NAME, push_adapter, write_model_card
 from svfit_diffusion.training import pictures
 from svfit_diffusion.training.accelerators import make_accelerator
@@ -22,6 +22,7 @@ from svfit_diffusion.training.arguments import write_settings
 from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.keeping import Shortages, save_somewhere
 from svfit_diffusion.training.output import begin_output, check_output, log_step
+from svfit_diffusion.training.processes import together, wait_for_all
 from svfit_diffusion.training.signals import Interrupts, Stop
 from svfit_diffusion.training.state import (
     begin_run,
@@ -44,6 +45,7 @@ def train(config: TrainingConfig) -> Path:
         ConfigError: as `Trainer`; or the folder of the run cannot be written, or holds an earlier
             run that this one neither goes on from nor may overwrite.
         StoppedError: it was stopped before the first step.
+        LostProcessError: another process of it has ended; what was learned is kept.
     """
     output, checkpoint = Path(config.output_dir), None
     if config.resume_from_checkpoint:
@@ -73,7 +75,8 @@ def train(config: TrainingConfig) -> Path:
                 pictures.write_single(trainer, before, prompts, "base")
         with _timed(trainer, "training"):
             _take_steps(trainer, interrupts, shortages)
-        accelerator.wait_for_everyone()
+        with contextlib.suppress(LostProcessError):  # all steps are done
+            wait_for_all(accelerator)
         if accelerator.is_main_process:
             output = _finish(trainer, interrupts, shortages, prompts, before)
         with shortages.going_on_without("the end of what trackers log"):
@@ -146,8 +149,9 @@ def _take_steps(trainer: Trainer, interrupts: Interrupts, shortages: Shortages) 
                     pictures.validate(trainer, shortages)
             if _is_stopping(accelerator, interrupts):
                 break
-    except Exception:
-        if accelerator.is_main_process and trainer.step:
+    except Exception as error:
+        # All processes have learned the same; which of them is left, none can know.
+        if trainer.step and (accelerator.is_main_process or isinstance(error, LostProcessError)):
             _keep_if_possible(trainer)
         raise
     finally:
@@ -159,7 +163,8 @@ def _is_stopping(accelerator: Accelerator, interrupts: Interrupts) -> bool:
     if accelerator.num_processes == 1:
         return interrupts.noted
     noted = torch.tensor(float(interrupts.noted), device=accelerator.device)
-    return bool(accelerator.reduce(noted, "sum").item())
+    with together(accelerator):
+        return bool(accelerator.reduce(noted, "sum").item())
 
 
 def _keep_if_possible(trainer: Trainer) -> None:
