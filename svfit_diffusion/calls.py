@@ -15,6 +15,7 @@ from typing import Any
 _lock = threading.RLock()
 _running: list[tuple[int, Any]] = []
 """Thread and pipeline of every call that has begun and not ended."""
+_checks: list[Callable[[Any], None]] = []
 
 
 def watch_calls(pipeline: type) -> None:
@@ -44,6 +45,21 @@ def no_call_begins() -> Iterator[list[Any]]:
         yield [pipe for thread, pipe in _running if thread != own]
 
 
+@contextmanager
+def asked_first(check: Callable[[Any], None]) -> Iterator[None]:
+    """Call `check` in each thread with the pipeline of every call that would begin meanwhile.
+
+    What it raises keeps the call from beginning.
+    """
+    with _lock:
+        _checks.append(check)
+    try:
+        yield
+    finally:
+        with _lock:
+            _checks.remove(check)
+
+
 def _watch(cls: type) -> None:
     """Note calls of a class's instances; the call may be a mixin's."""
     for owner in cls.__mro__:
@@ -58,9 +74,11 @@ def _noted(call: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(call)
     def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
         entry = (threading.get_ident(), self)
+        with _lock:
+            for check in _checks:
+                check(self)
+            _running.append(entry)
         try:
-            with _lock:
-                _running.append(entry)
             return call(self, *args, **kwargs)
         finally:
             with _lock:

@@ -7,6 +7,7 @@ a damaged or foreign one is recomputed. `stored` looks after the folder.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -21,6 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from svfit_diffusion.errors import BasisError
+from svfit_diffusion.files.atomic import clean_up
 from svfit_diffusion.spectrum import solver
 from svfit_diffusion.spectrum.basis import Basis, as_matrix, canonical_weight
 from svfit_diffusion.spectrum.basis_file import basis_path, mark_used, read_basis, write_basis
@@ -28,6 +30,7 @@ from svfit_diffusion.spectrum.workers import single_threads
 
 logger = logging.getLogger(__name__)
 
+_HOUR = 60 * 60
 _THREADS = 4
 """Hashing and reading wait for memory and disk, and leave Python's lock."""
 
@@ -112,6 +115,9 @@ def load_bases(
         found = dict(zip(base.weights, read, strict=True))
     missing = [path for path, basis in found.items() if basis is None]
     bases = {path: basis for path, basis in found.items() if basis is not None}
+    if missing:
+        with contextlib.suppress(OSError):
+            clean_up(folder, "*.safetensors", idle=_HOUR)  # others may be at work
     computed = _compute(base, missing, folder, device)
     for path, basis in tqdm(
         zip(missing, computed, strict=True),

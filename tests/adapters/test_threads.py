@@ -257,6 +257,25 @@ def test_the_mix_of_one_thread_is_not_drawn_by_another() -> None:
     check_switching(pipe, tiny_pictures())
 
 
+def test_a_picture_does_not_begin_within_the_mix_of_another_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else its text would be of the base, and the rest, after the mix has ended, of the adapter."""
+    pipe = load(make_tiny_pipeline())
+    encoded: list[bool] = []
+    monkeypatch.setattr(pipe, "encode_prompt", lambda *_, **__: encoded.append(True))
+
+    def draw() -> None:
+        with pytest.raises(StateError, match="another thread has given adapters per prompt"):
+            run_pipeline(pipe)
+
+    with pipe.svfit_adapters_per_prompt([None]):
+        thread = threading.Thread(target=draw)
+        thread.start()
+        thread.join(SECONDS)
+    assert not encoded
+
+
 def test_pictures_while_another_thread_keeps_switching() -> None:
     pipe, expected = load(make_tiny_pipeline()), tiny_pictures()
     adapted = run_pipeline(pipe)

@@ -108,12 +108,15 @@ def test_a_cache_serves_the_right_bases(tmp_path: Path) -> None:
             assert torch.equal(basis.u, good[path].u) and torch.equal(basis.v, good[path].v)
         ours = {file.path for file in stored_bases(folder)}
         assert len(ours) == 2
-        # What is half written is known as such; `svfit basis prune` removes it in an hour.
+        # What is half written is known as such, and goes in an hour, when next something is kept.
         halves = set(folder.iterdir()) - ours
         for half in halves:
             old = half.stat().st_mtime - 2 * 60 * 60
             os.utime(half, (old, old))
         assert set(leftovers(folder)) == halves
+        ours.pop().unlink()
+        load_bases(base, show_progress=False, cache=folder)
+        assert set(folder.iterdir()) == {file.path for file in stored_bases(folder)}
         shutil.rmtree(folder)
     assert found == {0, 1, 2}
 
