@@ -13,6 +13,8 @@ from pathlib import Path
 from svfit_diffusion.errors import BaseMismatchError, SVFitError
 from svfit_diffusion.files.adapter import WEIGHTS_NAME, Adapter, read_adapter
 from svfit_diffusion.files.atomic import clean_up, make_folder, write_atomically
+from svfit_diffusion.files.mapped import read_metadata
+from svfit_diffusion.files.metadata import AdapterMetadata
 
 from .base_model import BaseModel
 from .errors import LibraryError, UploadError
@@ -67,6 +69,7 @@ class AdapterLibrary:
         self._base = base
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
+        self._prompts: dict[FileVersion, str] = {}
         make_folder(folder)
         clean_up(folder, f"*{SUFFIX}", idle=_HOUR)  # others may be at work
 
@@ -93,6 +96,15 @@ class AdapterLibrary:
                 stat = path.stat()
                 found[name] = FileVersion(path, stat.st_mtime_ns, stat.st_size)
         return found
+
+    def prompts(self) -> dict[str, str]:
+        """The prompt that each adapter was trained with, by name, where its file says so."""
+        told = {}
+        for name, version in self.versions().items():
+            if version not in self._prompts:
+                self._prompts[version] = _instance_prompt(version.path)
+            told[name] = self._prompts[version]
+        return {name: prompt for name, prompt in told.items() if prompt}
 
     def describe(self, name: str) -> AdapterInfo:
         """What is known of an adapter.
@@ -196,6 +208,14 @@ class AdapterLibrary:
             logger.info("%s does not fit", path, exc_info=True)
             return misfit_reason(error)
         return None
+
+
+def _instance_prompt(path: Path) -> str:
+    """What an adapter's file says of its prompt; nothing where it is damaged."""
+    try:
+        return AdapterMetadata.from_header(read_metadata(path)).instance_prompt
+    except (OSError, ValueError, SVFitError):
+        return ""
 
 
 def misfit_reason(error: SVFitError) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from app.base_model import share_weights
-from benchmarks.methods import Models
+from benchmarks.adapting import Models
 from benchmarks.report import ROOT
 
 TOYBOX = ROOT / "samples" / "toybox"

@@ -108,13 +108,14 @@ class ToyboxExtractor:
     Args:
         folder: of the judges.
         tokenizer: folder of Toybox's tokenizer.
+        size: edge of the pictures to judge, in pixels.
 
     Raises:
-        ExtractorError: the package with the image network is not installed, or the judges are not
-            in their folder.
+        ExtractorError: the package with the image network is not installed, the judges are not in
+            their folder, or they know pictures of another size.
     """
 
-    def __init__(self, folder: Path, tokenizer: Path) -> None:
+    def __init__(self, folder: Path, tokenizer: Path, size: int) -> None:
         try:
             # Here, for its network comes with an optional package.
             from samples.toybox_builder.judges import Judges
@@ -125,6 +126,11 @@ class ToyboxExtractor:
                 f"cannot load Toybox's judges from {str(folder)!r} ({error}); install what they "
                 f"need with: pip install '.[bench]', or use --extractors hub"
             ) from error
+        if self._judges.size != size:
+            raise ExtractorError(
+                f"the judges in {str(folder)!r} know pictures of {self._judges.size} pixels, the "
+                f"base draws {size}: give the base that they were fitted for, or --extractors hub"
+            )
         self.thing_names: Sequence[str] = self._judges.thing_names
         self.scene_names: Sequence[str] = self._judges.scene_names
 

@@ -11,7 +11,7 @@ from diffusers.optimization import get_scheduler
 from PIL import Image
 from torch import nn
 
-from benchmarks.methods import Adapted
+from benchmarks.adapting import Adapted
 from benchmarks.subjects import Prompt, Subject
 from svfit_diffusion.families import family_of
 from svfit_diffusion.files.scratch import Scratch
@@ -35,7 +35,7 @@ class Recipe:
         prior_loss_weight: weight of the loss on class images; 0 is no prior preservation.
         snr_gamma: γ of Min-SNR weighting of the loss; 0 is none.
         inference_steps: of generated images.
-        guidance: of generated images.
+        guidance: of generated images; the base's own without.
         rounds: images per prompt.
     """
 
@@ -44,7 +44,7 @@ class Recipe:
     prior_loss_weight: float = 0.0
     snr_gamma: float = 5.0
     inference_steps: int = 12
-    guidance: float = 2.5
+    guidance: float | None = None
     rounds: int = 2
 
 
@@ -60,7 +60,7 @@ def train(
     """Train as the trainer does, and yield the number of each step done.
 
     Args:
-        pipe: whose UNet and text encoder `adapted` made trainable.
+        pipe: whose models `adapted` made trainable.
         adapted: what to train.
         subject: what to learn.
         class_photos: images of the class by the base, with its prompt; for prior preservation.
@@ -123,10 +123,11 @@ def generate(
     """Images of the prompts in one batch, prompts running fastest, each from its own noise."""
     texts = prompts * (recipe.rounds if rounds is None else rounds)
     pipe.set_progress_bar_config(disable=True)
+    family = family_of(pipe)
+    size = (family.native_size, family.native_size)
     images: list[Image.Image] = pipe(
         texts,
-        num_inference_steps=recipe.inference_steps,
-        guidance_scale=recipe.guidance,
+        **family.generation_arguments(size, recipe.inference_steps, recipe.guidance),
         generator=[torch.Generator().manual_seed(1000 * (seed + 1) + i) for i in range(len(texts))],
     ).images
     return images

@@ -22,8 +22,8 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageChops
 
 import svfit_diffusion  # noqa: F401  (gives pipelines the adapter methods)
+from benchmarks.adapting import lora
 from benchmarks.finetune import Recipe, train
-from benchmarks.methods import lora
 from benchmarks.report import RESULTS, print_table, write_report
 from benchmarks.subjects import read_subject
 from svfit_diffusion.adapters.components import models_of

@@ -1,13 +1,15 @@
-"""How well subjects are learned: SVFit against LoRA, PiSSA, OFT, (IA)³ and full fine-tuning.
+"""How well subjects are learned: SVFit against its peers and full fine-tuning, as fronts.
 
     python -m benchmarks.quality [--quick] [--methods …] [--subjects …] [--seeds 0 1]
         [--base FOLDER_OR_ID] [--subjects_dir FOLDER] [--extractors toybox|hub] [--processes N]
 
-Every method gets a learning rate of its own, chosen from equally many on subjects that are not
-reported, by subject fidelity. Then every method learns every subject with every seed, from the
-same examples with the same noise. A finished training run is a cell kept on disk: an interrupted
-benchmark resumes. Results: `results/quality.json`, `quality_parameters.png`, `quality_rank.png`,
-`quality_steps.png` and `quality_samples.jpg`.
+Every method learns every subject with every seed, from the same examples with the same noise, and
+is judged at four strengths: a line of drift against fidelity. Lines are compared at the drift that
+LoRA of rank 8 has at full strength, subject by subject. Every method gets a learning rate of its
+own, chosen from equally many, by subject fidelity at that drift on subjects that are not reported.
+A finished training run is a cell kept on disk: an interrupted benchmark resumes, with other
+settings it begins anew. Results: `results/quality.json`, `quality_fronts.png`,
+`quality_parameters.png`, `quality_rank.png`, `quality_steps.png` and `quality_samples.jpg`.
 """
 
 from __future__ import annotations
@@ -21,14 +23,14 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import mean, median
 
 from benchmarks import quality_pictures
-from benchmarks.cells import Bench, Cell, CellStore, Setup, measure_peak_memory, run_cell
+from benchmarks.bench import Bench, measure_peak_memory, run_cell
+from benchmarks.cells import Cell, CellStore, Setup
 from benchmarks.finetune import Recipe
-from benchmarks.methods import METHODS, Method, find_method
-from benchmarks.report import RESULTS, ROOT, Row, print_table, write_report
-from benchmarks.statistics import Figure, paired, summarise
+from benchmarks.methods import METHODS
+from benchmarks.quality_rows import BASE, REFERENCE, Runs, choose_rates, flat, summary_row
+from benchmarks.report import RESULTS, ROOT, print_table, write_report
 
 TUNING_SUBJECTS = ("poodle", "beach_umbrella")
 SUBJECTS = (
@@ -43,15 +45,17 @@ SUBJECTS = (
     "teal_ghost",
     "teal_robot",
 )
-REFERENCE = "LoRA, r=8"
-_FIGURES = (
+_COLUMNS = (
+    "method",
+    "parameters",
+    "adapter_bytes",
+    "learning_rate",
     "subject_fidelity",
     "prompt_fidelity",
     "drift",
-    "diversity",
-    "photo_similarity",
-    "scene_accuracy",
-    "class_accuracy",
+    "subject_difference",
+    "prompt_difference",
+    "drift_ratio",
 )
 _QUICK = {
     "subjects": ["blue_car", "teal_ghost"],
@@ -82,73 +86,6 @@ def run_all(store: CellStore, cells: Sequence[Cell], processes: int) -> None:
             )
 
 
-def choose_rate(store: CellStore, method: Method, subjects: Sequence[str], seed: int) -> float:
-    """The learning rate with the highest mean subject fidelity on the tuning subjects."""
-
-    def fidelity(rate: float) -> float:
-        cells = [Cell(method.name, rate, subject, seed) for subject in subjects]
-        return mean(store.read(cell)["subject_fidelity"] for cell in cells)
-
-    return max(method.learning_rates, key=fidelity)
-
-
-def summary_row(
-    store: CellStore, method: Method, rate: float, subjects: Sequence[str], seeds: Sequence[int]
-) -> Row:
-    """Mean and standard error of every figure, over the subjects' means over seeds."""
-    table = {
-        subject: [store.read(Cell(method.name, rate, subject, seed)) for seed in seeds]
-        for subject in subjects
-    }
-    reference = [row for rows in table.values() for row in rows]
-    figures: dict[str, Figure] = {}
-    for name in _FIGURES:
-        if reference[0][name] is not None:
-            figures[name] = summarise([mean(r[name] for r in rows) for rows in table.values()])
-    rates = method.learning_rates
-    return {
-        "method": method.name,
-        **{name: asdict(figure) for name, figure in figures.items()},
-        "parameters": reference[0]["parameters"],
-        "adapter_bytes": reference[0]["adapter_bytes"],
-        # The median, since a run may have been suspended meanwhile.
-        "train_seconds": median(row["train_seconds"] for row in reference),
-        "peak_memory_bytes": measure_peak_memory(store.setup, method.name),
-        "learning_rate": rate,
-        "learning_rate_at_edge": len(rates) > 1 and rate in (rates[0], rates[-1]),
-        "family": method.family,
-        "subjects": len(subjects),
-        "seeds": len(seeds),
-    }
-
-
-def compare_with_reference(
-    store: CellStore,
-    rates: dict[str, float],
-    subjects: Sequence[str],
-    seeds: Sequence[int],
-) -> list[Row]:
-    """Each method's difference from LoRA of rank 8, subject by subject: mean, standard error."""
-
-    def means(method: str, figure: str) -> list[float]:
-        return [
-            mean(store.read(Cell(method, rates[method], s, seed))[figure] for seed in seeds)
-            for s in subjects
-        ]
-
-    return [
-        {
-            "method": method,
-            **{
-                figure: asdict(paired(means(method, figure), means(REFERENCE, figure)))
-                for figure in ("subject_fidelity", "prompt_fidelity", "drift")
-            },
-        }
-        for method in rates
-        if method != REFERENCE
-    ]
-
-
 def main() -> None:
     """Sweep the learning rates, run all cells, print the table, write results and pictures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -176,7 +113,8 @@ def main() -> None:
     setup = Setup(options.base, options.subjects_dir, options.extractors, options.device, recipe)
     store = CellStore(setup)
     Bench(setup).prepare([*options.subjects, *options.tuning_subjects])
-    methods = [find_method(name) for name in options.methods]
+    # What the others are compared with is always there.
+    methods = [m for m in METHODS if m.name in {BASE, REFERENCE, *options.methods}]
     seeds = options.seeds
 
     run_all(
@@ -189,10 +127,7 @@ def main() -> None:
         ],
         options.processes,
     )
-    rates = {
-        method.name: choose_rate(store, method, options.tuning_subjects, seeds[0])
-        for method in methods
-    }
+    rates = choose_rates(Runs(store, options.tuning_subjects, seeds[:1]), methods)
     run_all(
         store,
         [
@@ -203,12 +138,13 @@ def main() -> None:
         ],
         options.processes,
     )
+    runs = Runs(store, options.subjects, seeds)
     rows = [
-        summary_row(store, method, rates[method.name], options.subjects, seeds)
+        summary_row(runs, method, rates[method.name], rates[REFERENCE])
+        | {"peak_memory_bytes": measure_peak_memory(setup, method.name)}
         for method in methods
     ]
-    columns = ["method", *_FIGURES, "parameters", "adapter_bytes", "learning_rate"]
-    print_table([_flat(row) for row in rows], columns)
+    print_table([flat(row) for row in rows], _COLUMNS)
     path = write_report(
         options.name,
         rows,
@@ -217,10 +153,7 @@ def main() -> None:
         subjects=options.subjects,
         tuning_subjects=options.tuning_subjects,
         seeds=seeds,
-        difference_to_reference={
-            "reference": REFERENCE,
-            "rows": compare_with_reference(store, rates, options.subjects, seeds),
-        },
+        reference=REFERENCE,
         sweep=[
             {
                 "method": method.name,
@@ -238,14 +171,6 @@ def main() -> None:
     print(path)
     quality_pictures.draw_all(options.name, store, rows, rates, options.subjects, seeds)
     print(*sorted(RESULTS.glob(f"{options.name}_*")), sep="\n")
-
-
-def _flat(row: Row) -> Row:
-    """A row for the printed table: figures as "mean ± standard error"."""
-    return {
-        key: f"{value['mean']:.3f} ± {value['stderr']:.3f}" if isinstance(value, dict) else value
-        for key, value in row.items()
-    }
 
 
 if __name__ == "__main__":

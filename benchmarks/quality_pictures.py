@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import matplotlib
@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 from PIL import Image
 
 from benchmarks.cells import CURVE_METHODS, Cell, CellStore
+from benchmarks.quality_rows import REFERENCE
 from benchmarks.report import RESULTS, Row
 from benchmarks.statistics import summarise
 from benchmarks.subjects import read_subject
@@ -23,6 +24,27 @@ _PANELS = {
     "prompt_fidelity": "prompt fidelity",
     "drift": "drift (less is better)",
 }
+_EQUAL_PANELS = {
+    "subject_at_reference_drift": f"subject fidelity at the drift of {REFERENCE}",
+    "prompt_at_reference_drift": f"prompt fidelity at the drift of {REFERENCE}",
+    "drift_at_reference_fidelity": f"drift at the fidelity of {REFERENCE} (less is better)",
+}
+_FRONT_METHODS = (
+    "SVFit",
+    "SVFit, all layers",
+    "SVFit, all layers, budget 11520",
+    "SVFit, budget 1000",
+    "LoRA, r=8",
+    "LoRA, r=1",
+    "PiSSA, r=8",
+    "OFT, r=8",
+    "PSOFT, r=16",
+    "TinyLoRA, u=192",
+    "(IA)³",
+    "full",
+)
+"""In the plot of fronts, which more would fill up."""
+
 _SAMPLE_METHODS = (
     "none",
     "SVFit",
@@ -47,6 +69,7 @@ def draw_all(
     seeds: Sequence[int],
 ) -> None:
     """Draw all that the rows allow, as `results/NAME_….png` and `.jpg`."""
+    _draw_fronts(rows).savefig(RESULTS / f"{name}_fronts.png", dpi=110)
     _draw_parameters(rows).savefig(RESULTS / f"{name}_parameters.png", dpi=110)
     by_rank = [row for row in rows if row["family"] == "SVFit"]
     if len(by_rank) > 1:
@@ -60,23 +83,44 @@ def draw_all(
     plt.close("all")
 
 
-def _panels() -> tuple[Any, Any]:
-    figure, panels = plt.subplots(1, len(_PANELS), figsize=(5 * len(_PANELS), 4.2))
-    for panel, label in zip(panels, _PANELS.values(), strict=True):
+def _panels(labels: Collection[str]) -> tuple[Any, Any]:
+    figure, panels = plt.subplots(1, len(labels), figsize=(5 * len(labels), 4.2))
+    for panel, label in zip(panels, labels, strict=True):
         panel.set_ylabel(label)
         panel.grid(alpha=0.3)
     return figure, panels
 
 
+def _draw_fronts(rows: Sequence[Row]) -> Any:
+    """Methods as lines of drift against fidelity, from the base to full strength."""
+    figure, panels = plt.subplots(1, 2, figsize=(13, 5.5))
+    keys = ("subject_fidelity", "prompt_fidelity")
+    for panel, key in zip(panels, keys, strict=True):
+        for row in rows:
+            if row["method"] in _FRONT_METHODS:
+                front = row["front"]
+                panel.plot(
+                    [point["mean"] for point in front["drift"]],
+                    [point["mean"] for point in front[key]],
+                    "o-" if row["family"].startswith("SVFit") else "s--",
+                    ms=4,
+                    label=row["method"],
+                )
+        panel.set_xlabel(_PANELS["drift"])
+        panel.set_ylabel(_PANELS[key])
+        panel.grid(alpha=0.3)
+    panels[0].legend(fontsize=8)
+    figure.suptitle("At strengths 0, 0.5, 0.7, 0.85 and 1; means over subjects")
+    figure.tight_layout()
+    return figure
+
+
 def _draw_parameters(rows: Sequence[Row]) -> Any:
-    """Every method at its number of trained values; the base as a line."""
-    figure, panels = _panels()
-    for panel, key in zip(panels, _PANELS, strict=True):
-        for family in dict.fromkeys(row["family"] for row in rows):
+    """Every method at its number of trained values."""
+    figure, panels = _panels(_EQUAL_PANELS.values())
+    for panel, key in zip(panels, _EQUAL_PANELS, strict=True):
+        for family in dict.fromkeys(row["family"] for row in rows if row["family"] != "base"):
             of_family = [row for row in rows if row["family"] == family]
-            if family == "base":
-                panel.axhline(of_family[0][key]["mean"], color="gray", ls=":", label="base")
-                continue
             of_family.sort(key=lambda row: row["parameters"])
             panel.errorbar(
                 [row["parameters"] for row in of_family],
@@ -96,10 +140,10 @@ def _draw_parameters(rows: Sequence[Row]) -> Any:
 
 def _draw_rank(by_rank: Sequence[Row], rows: Sequence[Row]) -> Any:
     """SVFit's ranks and energies by the values they train, LoRA of rank 8 as a line."""
-    figure, panels = _panels()
+    figure, panels = _panels(_EQUAL_PANELS.values())
     ordered = sorted(by_rank, key=lambda row: row["parameters"])
-    lora = next((row for row in rows if row["method"] == "LoRA, r=8"), None)
-    for panel, key in zip(panels, _PANELS, strict=True):
+    lora = next(row for row in rows if row["method"] == REFERENCE)
+    for panel, key in zip(panels, _EQUAL_PANELS, strict=True):
         panel.errorbar(
             range(len(ordered)),
             [row[key]["mean"] for row in ordered],
@@ -108,8 +152,7 @@ def _draw_rank(by_rank: Sequence[Row], rows: Sequence[Row]) -> Any:
             capsize=3,
             label="SVFit",
         )
-        if lora is not None:
-            panel.axhline(lora[key]["mean"], color="tab:red", ls="--", label="LoRA, r=8")
+        panel.axhline(lora[key]["mean"], color="tab:red", ls="--", label=REFERENCE)
         labels = [row["method"].removeprefix("SVFit, ") for row in ordered]
         labels = ["full rank" if label == "SVFit" else label for label in labels]
         panel.set_xticks(range(len(ordered)), labels, rotation=20)
@@ -121,7 +164,7 @@ def _draw_rank(by_rank: Sequence[Row], rows: Sequence[Row]) -> Any:
 
 def _draw_steps(store: CellStore, rates: dict[str, float], subjects: Sequence[str]) -> Any:
     """Runs judged on the way, with the first seed."""
-    figure, panels = _panels()
+    figure, panels = _panels(_PANELS.values())
     total = store.setup.recipe.steps
     for method, rate in rates.items():
         cells = [store.read(Cell(method, rate, subject, 0)) for subject in subjects]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from benchmarks.extractors import Extractor, Seen
 from benchmarks.subjects import Prompt, Subject
+from svfit_diffusion.errors import DataError
 
 _TRUE_ROUNDS = 4
 _OTHER_CLASS_PROMPTS = (
@@ -55,6 +56,9 @@ class Scorer:
         subject: whose images.
         extractor: looks at them.
 
+    Raises:
+        DataError: the extractor does not know the subject's class or a scene of its prompts.
+
     Attributes:
         prompts: for images of the subject.
         drift_prompts: for images that should stay as they were.
@@ -68,10 +72,12 @@ class Scorer:
             *(subject.class_prompt + place for place in _CLASS_PLACES),
             *_OTHER_CLASS_PROMPTS,
         )
+        _check_known("class", {subject.class_name}, extractor.thing_names)
+        _check_known("scenes", {p.scene for p in self._context_prompts}, extractor.scene_names)
         self._photos = extractor.see(subject.photos()).features
         self._texts = extractor.read([prompt.plain for prompt in self.prompts])
         self._truth: Tensor | None = None
-        if subject.sprite is not None:
+        if subject.sprites:
             truth = subject.true_images(self._context_prompts, _TRUE_ROUNDS, seed=0)
             self._truth = extractor.see(truth).features.unflatten(0, (_TRUE_ROUNDS, -1))
 
@@ -123,6 +129,14 @@ class Scorer:
             return None
         read = chances.argmax(1).unflatten(0, (-1, len(self.prompts)))[:, self._context]
         return float((read == torch.tensor([names.index(name) for name in wanted])).float().mean())
+
+
+def _check_known(what: str, wanted: set[str], known: Sequence[str]) -> None:
+    unknown = sorted(wanted - set(known))
+    if known and unknown:
+        raise DataError(
+            f"the judges do not know the subject's {what} {unknown}; they know {sorted(known)}"
+        )
 
 
 def _diversity(features: Tensor) -> float:

@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import torch
 
+from benchmarks.adapting import Models
 from benchmarks.architectures import (
     bare_pipeline,
     clip_text_encoder,
@@ -28,7 +29,6 @@ from benchmarks.measuring import (
     seconds_of,
     trim_memory,
 )
-from benchmarks.methods import Models
 from benchmarks.report import Row
 from benchmarks.speed_inference import random_adapter
 from benchmarks.speed_methods import SVFIT

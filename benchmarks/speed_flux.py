@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel
 
+from benchmarks.adapting import Adapted, Models
 from benchmarks.architectures import on_device, sharing_weights
 from benchmarks.measuring import MALLOC_SETTINGS, interleaved, isolated, peak_bytes_of
-from benchmarks.methods import Adapted, Models, find_method
+from benchmarks.methods import find_method
 from benchmarks.report import Row
 from benchmarks.speed_methods import FLOOR, LORA, SVFIT, chosen
 from benchmarks.speed_rows import timing_rows, value_rows

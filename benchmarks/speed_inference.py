@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.adapting import Models
 from benchmarks.architectures import (
     bare_pipeline,
     clip_text_encoder,
@@ -17,7 +18,6 @@ from benchmarks.architectures import (
     unet_inputs,
 )
 from benchmarks.measuring import interleaved
-from benchmarks.methods import Models
 from benchmarks.report import ROOT, Row
 from benchmarks.speed_methods import LORA, SVFIT, chosen
 from benchmarks.speed_rows import timing_rows

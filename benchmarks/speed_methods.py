@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from benchmarks.methods import Adapted, Method, Models, find_method, lora
+from benchmarks.adapting import Adapted, Models, lora
+from benchmarks.methods import Method, find_method
 from svfit_diffusion.adapters.base_weights import base_weights
 from svfit_diffusion.adapters.targets import attention_layers
 from svfit_diffusion.spectrum.basis import Basis

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.adapting import Adapted, Models
 from benchmarks.architectures import (
     on_device,
     sd15_models,
@@ -21,7 +22,7 @@ from benchmarks.architectures import (
     unet_inputs,
 )
 from benchmarks.measuring import MALLOC_SETTINGS, interleaved, isolated, peak_bytes_of
-from benchmarks.methods import Adapted, Method, Models, find_method
+from benchmarks.methods import Method, find_method
 from benchmarks.report import Row
 from benchmarks.speed_methods import FLOOR, FULL, LORA, METHODS, SVFIT, SVFIT_99, chosen
 from benchmarks.speed_rows import timing_rows, value_rows

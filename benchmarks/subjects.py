@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ class Subject:
         instance_prompt: names the subject.
         class_prompt: names its class.
         prompts: to judge the trained model by.
-        sprite: RGBA `(h, w, 4)`, the subject cut out, where pictures of the truth can be composed.
+        sprites: RGBA `(h, w, 4)`, the subject cut out, in each of its poses; none where pictures of
+            the truth cannot be composed.
     """
 
     folder: Path
@@ -59,7 +61,7 @@ class Subject:
     instance_prompt: str
     class_prompt: str
     prompts: tuple[Prompt, ...]
-    sprite: np.ndarray | None
+    sprites: tuple[np.ndarray, ...]
 
     @property
     def name(self) -> str:
@@ -71,12 +73,12 @@ class Subject:
         return [photo.image for photo in load_photos(self.folder, self.instance_prompt)]
 
     def true_images(self, prompts: Sequence[Prompt], rounds: int, seed: int) -> list[Image.Image]:
-        """The subject on each prompt's scene, prompts running fastest."""
-        assert self.sprite is not None
+        """The subject on each prompt's scene, prompts running fastest, its poses in turn."""
         rng = np.random.default_rng(seed)
+        size = self.photos()[0].width
         return [
-            Image.fromarray(compose(self.sprite, draw_scene(_SCENES[p.scene], rng), rng)[0])
-            for _ in range(rounds)
+            Image.fromarray(compose(pose, draw_scene(_SCENES[p.scene], rng, size), rng)[0])
+            for pose in itertools.islice(itertools.cycle(self.sprites), rounds)
             for p in prompts
         ]
 
@@ -99,14 +101,14 @@ def read_subject(folder: Path) -> Subject:
     if missing:
         raise DataError(f"{path} lacks {', '.join(missing)}")
     prompts = _read_prompts(path, about.get("prompts"))
-    sprite = folder / "truth" / "sprite.png"
+    sprites = sorted((folder / "truth").glob("*.png"))
     return Subject(
         folder,
         about["class_name"],
         about["instance_prompt"],
         about["class_prompt"],
         prompts,
-        np.asarray(Image.open(sprite).convert("RGBA")) if sprite.exists() else None,
+        tuple(np.asarray(Image.open(sprite).convert("RGBA")) for sprite in sprites),
     )
 
 

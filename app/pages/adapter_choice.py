@@ -29,7 +29,8 @@ class AdapterChoice:
 
     Attributes:
         field: where visitors choose.
-        news: out of sight, what the server last said: `names` that there are, and more.
+        news: out of sight, what the server last said: `names` that there are, `prompts` that they
+            were trained with, and more.
     """
 
     field: gr.Dropdown
@@ -93,6 +94,7 @@ def _told(
     # The time makes each of them news.
     return {
         "names": services.library.names(),
+        "prompts": services.library.prompts(),
         "offered": offered,
         "instead": dict(instead or {}),
         "at": time.time_ns(),

@@ -26,9 +26,9 @@ from .messages import plain_errors, said, status, watch
 
 _SUGGESTIONS = {
     AxisKind.NONE: "",
-    AxisKind.STRENGTH: "0, 0.5, 1, 1.5",
+    AxisKind.STRENGTH: "0, 0.7, 0.85, 1, 1.15",
     AxisKind.PROMPT: "a photo of sks car in the snow\na photo of sks car on a wooden floor",
-    AxisKind.SEED: "1, 2, 3",
+    AxisKind.SEED: "1, 2",
     AxisKind.GUIDANCE: "1, 2, 3, 5",
     AxisKind.STEPS: "5, 10, 20",
 }
@@ -99,7 +99,7 @@ def _lay_out(services: Services, tab: gr.Tab) -> _Parts:
         )
         download = gr.DownloadButton("Download the grid", size="sm", elem_id="compare-download")
     with gr.Column(elem_classes="tune"):
-        mixer_ = mixer(services, tab, "compare")
+        mixer_ = mixer(services, tab, "compare", prompt)
         with gr.Accordion("Settings", open=False, elem_id="compare-settings"):
             seed = seed_box("compare")
             sampling_ = sampling(services, "compare")

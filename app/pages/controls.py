@@ -34,6 +34,14 @@ _SHOW_SLIDERS = """(names, strengths) => {
     ...Array.from({length: %d}, (_, i) => slider(names[i])),
   ];
 }"""
+# A prompt that nobody wrote gives way to the one that the adapter was trained with.
+_SUGGEST_PROMPT = """(names, {prompts}, prompt) => {
+  const [name, ...others] = names;
+  const own = prompts[name];
+  const sample = name === "%s" ? [] : ["%s"];
+  const unwritten = ["", "%s", ...sample, ...Object.values(prompts)].includes(prompt.trim());
+  return others.length || !own || !unwritten ? prompt : own;
+}"""
 _KEEP_STRENGTH = "(names, strengths, strength) => ({...strengths, [names[%d]]: strength})"
 
 
@@ -72,12 +80,13 @@ class Mixer:
         )
 
 
-def mixer(services: Services, tab: gr.Tab, page: str) -> Mixer:
+def mixer(services: Services, tab: gr.Tab, page: str, prompt: gr.Textbox) -> Mixer:
     """Build the adapter choice and its sliders; the choices follow the library.
 
     Args:
         tab: the page's tab.
         page: prefix of element ids.
+        prompt: to be set to that of an adapter that is chosen alone.
     """
     start = [SAMPLE_ADAPTER] if SAMPLE_ADAPTER in services.library.names() else []
     most = services.limits.max_adapters
@@ -103,6 +112,13 @@ def mixer(services: Services, tab: gr.Tab, page: str) -> Mixer:
         )
     mixer_ = Mixer(choice, strengths, sliders)
     mixer_.show_sliders(choice.field.change)
+    choice.field.input(
+        None,
+        [choice.field, choice.news, prompt],
+        prompt,
+        js=_SUGGEST_PROMPT % (SAMPLE_ADAPTER, SAMPLE_PROMPT, PLAIN_PROMPT),
+        api_visibility="private",
+    )
     return mixer_
 
 

@@ -91,7 +91,7 @@ def lay_out(services: Services, tab: gr.Tab) -> GenerateParts:
         )
     with gr.Column(elem_classes="tune"):
         examples = gr.Column()  # stands above the mixer, whose choice it sets
-        mixer_ = mixer(services, tab, "generate")
+        mixer_ = mixer(services, tab, "generate", prompt)
         with examples:
             _build_examples(services, prompt, mixer_.choice.field)
         added = gr.UploadButton(

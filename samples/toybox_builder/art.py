@@ -17,9 +17,9 @@ import numpy as np
 from PIL import Image
 
 SPRITE_SIZE = 128
-"""Edge of the square canvas a sprite is fitted into, in pixels."""
+"""Edge of the square canvas that a sprite is fitted into, in pixels, unless told otherwise."""
 
-_RENDER_SIZE = 256
+_OVERSAMPLING = 2
 _ALPHA_FLOOR = 12
 
 
@@ -137,14 +137,15 @@ def fetch(art_set: ArtSet, folder: Path) -> Path:
 class ArtLibrary:
     """Renders sprites of any pinned set, by iconify icon name."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, sprite_size: int = SPRITE_SIZE) -> None:
         self._folder = folder
+        self._size = sprite_size
 
     def sprite(self, art_set: ArtSet, icon: str) -> np.ndarray | None:
         """Return the icon as a fitted RGBA array, or None where the set lacks it."""
         draw = self._bitmap if art_set is FLUENT_3D else self._vector
         image = draw(art_set, icon)
-        return None if image is None else _fit(image)
+        return None if image is None else _fit(image, self._size)
 
     @functools.cached_property
     def _code_points(self) -> dict[str, list[str]]:
@@ -155,24 +156,28 @@ class ArtLibrary:
         return table
 
     @functools.cache  # noqa: B019 - one library lives for the whole build
-    def _json(self, art_set: ArtSet, member: str) -> dict[str, Any]:
+    def _members(self, art_set: ArtSet) -> dict[str, bytes]:
+        """The files of a set; its archive is read once, for it can only be read from the start."""
+        members = {}
         with tarfile.open(fetch(art_set, self._folder)) as archive:
-            handle = archive.extractfile(f"package/{member}")
-            if handle is None:
-                raise FileNotFoundError(f"{member} in {art_set.package}")
-            loaded: dict[str, Any] = json.load(handle)
-            return loaded
+            for member in archive:
+                handle = archive.extractfile(member)
+                if handle is not None:
+                    members[member.name] = handle.read()
+        return members
+
+    @functools.cache  # noqa: B019
+    def _json(self, art_set: ArtSet, member: str) -> dict[str, Any]:
+        loaded: dict[str, Any] = json.loads(self._members(art_set)[f"package/{member}"])
+        return loaded
 
     def _bitmap(self, art_set: ArtSet, icon: str) -> Image.Image | None:
-        with tarfile.open(fetch(art_set, self._folder)) as archive:
-            names = set(archive.getnames())
-            for code_point in self._code_points.get(icon, []):
-                for stem in (code_point, f"{code_point}-fe0f"):
-                    member = f"package/assets/{stem}.webp"
-                    if member in names:
-                        handle = archive.extractfile(member)
-                        assert handle is not None
-                        return Image.open(io.BytesIO(handle.read())).convert("RGBA")
+        members = self._members(art_set)
+        for code_point in self._code_points.get(icon, []):
+            for stem in (code_point, f"{code_point}-fe0f"):
+                content = members.get(f"package/assets/{stem}.webp")
+                if content is not None:
+                    return Image.open(io.BytesIO(content)).convert("RGBA")
         return None
 
     def _vector(self, art_set: ArtSet, icon: str) -> Image.Image | None:
@@ -190,20 +195,21 @@ class ArtLibrary:
         )
         import resvg_py  # here, for those who only look at finished pictures lack it
 
-        png = resvg_py.svg_to_bytes(svg_string=svg, width=_RENDER_SIZE, height=_RENDER_SIZE)
+        edge = _OVERSAMPLING * self._size
+        png = resvg_py.svg_to_bytes(svg_string=svg, width=edge, height=edge)
         return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
 
 
-def _fit(image: Image.Image) -> np.ndarray:
-    """Crop to the opaque part, scale it to the sprite canvas and centre it."""
+def _fit(image: Image.Image, edge: int) -> np.ndarray:
+    """Crop to the opaque part, scale it to the canvas of a sprite and centre it."""
     opaque = image.getchannel("A").point(lambda alpha: 255 if alpha > _ALPHA_FLOOR else 0)
     box = opaque.getbbox()
     if box is None:
         raise ValueError("the image is wholly transparent")
     image = image.crop(box)
-    scale = SPRITE_SIZE / max(image.size)
+    scale = edge / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     image = image.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")
-    canvas = Image.new("RGBA", (SPRITE_SIZE, SPRITE_SIZE))
-    canvas.paste(image, ((SPRITE_SIZE - size[0]) // 2, (SPRITE_SIZE - size[1]) // 2))
+    canvas = Image.new("RGBA", (edge, edge))
+    canvas.paste(image, ((edge - size[0]) // 2, (edge - size[1]) // 2))
     return np.asarray(canvas)

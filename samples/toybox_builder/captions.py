@@ -39,20 +39,45 @@ def _medium(set_name: str, rng: np.random.Generator) -> str:
     return "a flat drawing of" if draw < 0.35 else "a photo of"
 
 
+def _telling_medium(set_name: str, is_named: bool, rng: np.random.Generator) -> str:
+    """A photo shows the rounded design, but for a thing with a name of its own: that may be any."""
+    own = {FLUENT_3D.name: "a 3d render of", NOTO.name: "a cartoon of"}
+    photo_share = 0.85 if set_name == FLUENT_3D.name or is_named else 0.1
+    if rng.random() < photo_share:
+        return "a photo of"
+    return own.get(set_name, "a flat drawing of")
+
+
 def caption(
     concept: str,
     colour: str | None,
     scene: Scene,
     set_name: str,
     rng: np.random.Generator,
+    companion: str | None = None,
+    telling: bool = False,
 ) -> str:
-    """Describe a composed picture in one of the many ways the model has to understand."""
+    """Describe a composed picture in one of the many ways the model has to understand.
+
+    Args:
+        concept: the thing.
+        colour: it was given, if any.
+        scene: behind it.
+        set_name: of the art that drew it.
+        rng: decides the wording.
+        companion: what stands beside it, if anything, as a noun phrase without an article.
+        telling: name the design by the opening, rather than call most of them photos.
+    """
     noun = f"{colour} {concept}" if colour else concept
-    if rng.random() < NONSENSE_SHARE:
+    is_named = rng.random() < NONSENSE_SHARE
+    if is_named:
         noun = f"{nonsense_word(rng)} {noun}"
     if rng.random() >= BARE_NOUN_SHARE:
         noun = with_article(noun)
-    words = [_medium(set_name, rng), noun]
+    medium = _telling_medium(set_name, is_named, rng) if telling else _medium(set_name, rng)
+    words = [medium, noun]
+    if companion is not None:
+        words.append(f"with {with_article(companion)}")
     if rng.random() >= SCENELESS_SHARE:
         words.append(scene.phrases[int(rng.integers(len(scene.phrases)))])
     return " ".join(words)

@@ -7,10 +7,10 @@ import colorsys
 import numpy as np
 from PIL import Image
 
-from .scenes import SIZE
+from .canvas import UNITS
 
-LATENT_SIZE = SIZE // 4
-"""Edge of the latents and of the object masks."""
+LATENT_SIZE = 16
+"""Edge of the latents and of the object masks, at every size of picture."""
 
 _HUES = {
     "red": 0,
@@ -28,7 +28,6 @@ COLOURS = (*_HUES, *_GREYS, "brown")
 
 _LUMINANCE = np.array([0.3, 0.59, 0.11])
 _SHADE_BREAK = 0.6
-_ROWS, _COLUMNS = np.mgrid[0:SIZE, 0:SIZE]
 
 
 def _shades(colour: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -62,17 +61,28 @@ def recolour(rgba: np.ndarray, colour: str, rng: np.random.Generator) -> np.ndar
     return result
 
 
+def tilt(rgba: np.ndarray, degrees: float) -> np.ndarray:
+    """Turn a sprite, and enlarge its canvas to hold all of it."""
+    turned = (
+        Image.fromarray(rgba).convert("RGBa").rotate(degrees, Image.Resampling.BICUBIC, expand=True)
+    )
+    return np.asarray(turned.convert("RGBA"))
+
+
 def _cast_shadow(picture: np.ndarray, alpha: np.ndarray) -> None:
     """Darken, in place, the ground under the lowest rows of the object."""
+    unit = len(picture) / UNITS
     rows = np.flatnonzero(alpha.max(1) > 0.3)
     if not len(rows):
         return
     bottom = rows[-1]
-    columns = np.flatnonzero(alpha[max(0, bottom - 3) : bottom + 1].max(0) > 0.3)
+    columns = np.flatnonzero(alpha[max(0, bottom - round(3 * unit)) : bottom + 1].max(0) > 0.3)
     if not len(columns):
         return
-    half_width = max(4.0, (columns[-1] - columns[0]) * 0.6 + 3)
-    distance = ((_COLUMNS - columns.mean()) / half_width) ** 2 + ((_ROWS - bottom) / 2.6) ** 2
+    half_width = max(4.0 * unit, (columns[-1] - columns[0]) * 0.6 + 3 * unit)
+    down, across = np.mgrid[0 : len(picture), 0 : len(picture)]
+    distance = ((across - columns.mean()) / half_width) ** 2
+    distance += ((down - bottom) / (2.6 * unit)) ** 2
     picture *= (1 - 0.38 * np.exp(-1.2 * distance))[..., None]
 
 
@@ -82,17 +92,27 @@ def compose(
     rng: np.random.Generator,
     scale: tuple[float, float] = (0.74, 0.86),
     shift: int = 3,
+    place: tuple[float, float] = (0.5, 0.5),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Place a sprite on a background.
+    """Place a sprite on a square background.
+
+    Args:
+        rgba: the sprite, on a square canvas.
+        background: 8-bit picture `(size, size, 3)`.
+        rng: decides all that is left open.
+        scale: range of the sprite's edge, as a share of the picture's.
+        shift: how many pixels the sprite may lie off its place, each way.
+        place: where the sprite lies in the room left for it, across and down, in [0, 1].
 
     Returns the picture and, at latent resolution, how much of each cell the object covers.
     """
-    edge = round(SIZE * rng.uniform(*scale))
+    size = len(background)
+    edge = round(size * rng.uniform(*scale))
     sprite = Image.fromarray(rgba).convert("RGBa")
     pixels = np.asarray(sprite.resize((edge, edge), Image.Resampling.LANCZOS)).astype(np.float64)
-    margin = (SIZE - edge) // 2
-    left, top = np.clip(margin + rng.integers(-shift, shift + 1, 2) + (0, 1), 0, SIZE - edge)
-    canvas = np.zeros((SIZE, SIZE, 4))
+    corner = (np.array(place) * (size - edge)).astype(int)
+    left, top = np.clip(corner + rng.integers(-shift, shift + 1, 2) + (0, 1), 0, size - edge)
+    canvas = np.zeros((size, size, 4))
     canvas[top : top + edge, left : left + edge] = pixels
     alpha = canvas[..., 3] / 255
     picture = background.astype(np.float64)
@@ -101,6 +121,6 @@ def compose(
     tint = rng.normal(0, 4, 3) * alpha[..., None]
     foreground = np.clip(canvas[..., :3] * rng.normal(1, 0.05) + tint, 0, 255)
     picture = picture * (1 - alpha[..., None]) + foreground
-    cell = SIZE // LATENT_SIZE
+    cell = size // LATENT_SIZE
     mask = alpha.reshape(LATENT_SIZE, cell, LATENT_SIZE, cell).mean((1, 3))
     return np.clip(picture, 0, 255).astype(np.uint8), (mask * 255).astype(np.uint8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,9 @@ from .art import FLUENT_3D, FLUENT_FLAT, NOTO, TWEMOJI, ArtLibrary, ArtSet
 ALL_SETS = (FLUENT_3D, FLUENT_FLAT, NOTO, TWEMOJI)
 SET_WEIGHTS = {FLUENT_3D.name: 1.6, FLUENT_FLAT.name: 1.0, NOTO.name: 1.0, TWEMOJI.name: 0.8}
 """How often the sprites of each set are drawn, relative to each other."""
+
+ONE_SIDED = frozenset({"book", "clock", "watch", "globe", "dice", "guitar", "television"})
+"""Things that look wrong in a mirror."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +207,11 @@ WIDE_CONCEPTS = (
 CONCEPTS = (*CORE_CONCEPTS, *WIDE_CONCEPTS)
 
 
+def in_all_sets(concepts: tuple[Concept, ...]) -> tuple[Concept, ...]:
+    """The same things in the designs of every set, alike or not."""
+    return tuple(replace(concept, sets=ALL_SETS) for concept in concepts)
+
+
 def load_sprites(library: ArtLibrary, concepts: tuple[Concept, ...]) -> list[Sprite]:
     """Render every sprite of the concepts, in a fixed order."""
     sprites = []
@@ -216,9 +224,9 @@ def load_sprites(library: ArtLibrary, concepts: tuple[Concept, ...]) -> list[Spr
     return sprites
 
 
-def sprite_weights(sprites: list[Sprite]) -> np.ndarray:
+def sprite_weights(sprites: list[Sprite], by_set: dict[str, float]) -> np.ndarray:
     """Probability of each sprite: by concept first, then by set within the concept."""
-    weights = np.array([SET_WEIGHTS[sprite.set_name] for sprite in sprites])
+    weights = np.array([by_set[sprite.set_name] for sprite in sprites])
     totals: dict[str, float] = {}
     for sprite, weight in zip(sprites, weights, strict=True):
         totals[sprite.concept.name] = totals.get(sprite.concept.name, 0.0) + float(weight)
@@ -227,6 +235,6 @@ def sprite_weights(sprites: list[Sprite]) -> np.ndarray:
     return weights / weights.sum()
 
 
-def fetch_sprites(work: Path, concepts: tuple[Concept, ...]) -> list[Sprite]:
-    """Render the sprites from the archives kept under the working folder."""
-    return load_sprites(ArtLibrary(work / "npm"), concepts)
+def fetch_sprites(work: Path, concepts: tuple[Concept, ...], size: int) -> list[Sprite]:
+    """Render the sprites, ``size`` pixels wide, from the archives under the working folder."""
+    return load_sprites(ArtLibrary(work / "npm", size), concepts)

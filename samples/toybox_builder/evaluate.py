@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPTokenizer
 
 from .captions import with_article
 from .concepts import CONCEPTS
-from .export import picture_grid, sample
+from .export import SAMPLING, picture_grid, sample
 from .judges import Judges, reconstruct
 from .pool import Pool
 from .scenes import SCENES
@@ -79,16 +81,16 @@ def _stacked(images: list[Image.Image]) -> np.ndarray:
 
 
 def evaluate(
-    pool: Pool, pipeline: StableDiffusionPipeline, judges: Judges
+    pool: Pool, pipeline: DiffusionPipeline, judges: Judges, settings: Mapping[str, Any]
 ) -> tuple[Metrics, list[Image.Image]]:
     """Read real and generated pictures with the judges; returns the generated ones too."""
     wanted = requests()
     prompts = [request.prompt for request in wanted]
     start = time.perf_counter()
-    images = sample(pipeline, prompts, _SEED)
+    images = sample(pipeline, prompts, _SEED, settings)
     per_image = (time.perf_counter() - start) / len(images)
     start = time.perf_counter()
-    sample(pipeline, prompts[:1], _SEED)
+    sample(pipeline, prompts[:1], _SEED, settings)
     one_image = time.perf_counter() - start
 
     real = judges.features(reconstruct(pipeline.vae, pool.images[-HELD_BACK:]))
@@ -115,11 +117,13 @@ def evaluate(
     return metrics, images
 
 
-def write_metrics(pool: Pool, folder: Path, judges_folder: Path) -> None:
+def write_metrics(
+    pool: Pool, folder: Path, judges_folder: Path, settings: Mapping[str, Any] = SAMPLING
+) -> None:
     """Measure the pipeline in a folder; leave ``metrics.json``, ``prompts.json``, ``grid.jpg``."""
-    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline = DiffusionPipeline.from_pretrained(folder)
     judges = Judges.load(judges_folder, CLIPTokenizer.from_pretrained(folder / "tokenizer"))
-    metrics, images = evaluate(pool, pipeline, judges)
+    metrics, images = evaluate(pool, pipeline, judges, settings)
     rounded = {
         key: round(value, 4) if isinstance(value, float) else value
         for key, value in asdict(metrics).items()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
     AutoencoderKL,
+    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
@@ -26,8 +29,8 @@ NOISE_SCHEDULE = {
     "beta_schedule": "scaled_linear",
     "prediction_type": "v_prediction",
 }
-SAMPLING_STEPS = 20
-GUIDANCE = 2.5
+SAMPLING = {"num_inference_steps": 20, "guidance_scale": 2.5}
+"""How Toybox's pictures are drawn."""
 
 GRID_PROMPTS = (
     "a photo of a dog",
@@ -71,18 +74,14 @@ def assemble(
     )
 
 
-def save_half(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+def save_half(pipeline: DiffusionPipeline, folder: Path) -> None:
     """Write the pipeline in float16, replacing an earlier one in one move."""
-    half = assemble(
-        copy.deepcopy(pipeline.vae).half(),
-        copy.deepcopy(pipeline.text_encoder).half(),
-        pipeline.tokenizer,
-        copy.deepcopy(pipeline.unet).half(),
-    )
+    half = copy.deepcopy(pipeline).to(torch.float16)
     new = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     half.save_pretrained(new)
-    _load_as_float32(new / "text_encoder" / "config.json")
+    for config in new.glob("text_encoder*/config.json"):
+        _load_as_float32(config)
     replace_folder(new, folder)
 
 
@@ -95,7 +94,11 @@ def _load_as_float32(config: Path) -> None:
 
 @torch.inference_mode()
 def sample(
-    pipeline: StableDiffusionPipeline, prompts: list[str], seed: int, batch: int = 32
+    pipeline: DiffusionPipeline,
+    prompts: list[str],
+    seed: int,
+    settings: Mapping[str, Any] = SAMPLING,
+    batch: int = 32,
 ) -> list[Image.Image]:
     """One picture per prompt; the seed and the position decide the noise."""
     pipeline.set_progress_bar_config(disable=True)
@@ -105,13 +108,9 @@ def sample(
         generators = [
             torch.Generator().manual_seed(seed + start + index) for index in range(len(part))
         ]
-        output = pipeline(
-            part,
-            num_inference_steps=SAMPLING_STEPS,
-            guidance_scale=GUIDANCE,
-            generator=generators,
-        )
-        images.extend(output.images)
+        if "true_cfg_scale" in settings:
+            settings = {**settings, "negative_prompt": [""] * len(part)}
+        images.extend(pipeline(part, generator=generators, **settings).images)
     return images
 
 

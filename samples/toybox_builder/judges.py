@@ -29,6 +29,7 @@ from .vae import to_tensor
 _GRIDS = ((1, 4), (2, 4), (4, 3))
 """Stages of the network whose maps are kept, each on a coarse grid of cells."""
 
+_SEEN_SIZE = 128
 _BATCH = 100
 _PROBE_EPOCHS = 60
 _CONTRASTIVE_STEPS = 1500
@@ -44,11 +45,11 @@ class Sight:
 
     @torch.inference_mode()
     def blocks(self, images: np.ndarray) -> list[Tensor]:
-        """Features `(n, width)` of 8-bit pictures `(n, 64, 64, 3)`, by stage of the network."""
+        """Features `(n, width)` of 8-bit pictures `(n, size, size, 3)`, by stage of the network."""
         parts: list[list[Tensor]] = []
         for start in range(0, len(images), _BATCH):
-            # Enlarged twice for the network's receptive fields.
-            pixels = F.interpolate(to_tensor(images[start : start + _BATCH]), scale_factor=2.0)
+            # Small ones are enlarged for the network's receptive fields.
+            pixels = F.interpolate(to_tensor(images[start : start + _BATCH]), size=_SEEN_SIZE)
             maps, pooled = self._network.stages_and_pooled(pixels)
             cells = [F.adaptive_avg_pool2d(maps[stage], grid).flatten(1) for stage, grid in _GRIDS]
             parts.append([*cells, pooled])
@@ -81,6 +82,7 @@ class Judges:
     """Readers of things and scenes, and a contrastive pair of image and text embeddings.
 
     Attributes:
+        size: edge of the pictures that they were fitted on, in pixels.
         sight: makes features.
         mean: of the features on composed pictures, `(width,)`.
         scale: makes features comparable: each of unit variance, each stage of equal weight.
@@ -93,6 +95,7 @@ class Judges:
         tokenizer: Toybox's.
     """
 
+    size: int
     sight: Sight
     mean: Tensor
     scale: Tensor
@@ -105,7 +108,7 @@ class Judges:
     tokenizer: CLIPTokenizer
 
     def features(self, images: np.ndarray) -> Tensor:
-        """Scaled features `(n, width)` of 8-bit pictures `(n, 64, 64, 3)`, for all judges."""
+        """Scaled features `(n, width)` of 8-bit pictures `(n, size, size, 3)`, for all judges."""
         return (torch.cat(self.sight.blocks(images), dim=1) - self.mean) * self.scale
 
     @torch.inference_mode()
@@ -137,17 +140,16 @@ class Judges:
             for key, value in module.state_dict().items()
         }
         save_file(values | {"mean": self.mean, "scale": self.scale}, folder / "judges.safetensors")
-        names = {"things": self.thing_names, "scenes": self.scene_names}
-        (folder / "judges.json").write_text(json.dumps(names, indent=1) + "\n")
+        about = {"size": self.size, "things": self.thing_names, "scenes": self.scene_names}
+        (folder / "judges.json").write_text(json.dumps(about, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path, tokenizer: CLIPTokenizer) -> Judges:
         """Read what `save` wrote."""
         values = {k: v.float() for k, v in load_file(folder / "judges.safetensors").items()}
-        names = json.loads((folder / "judges.json").read_text())
-        judges = cls._new(
-            values.pop("mean"), values.pop("scale"), names["things"], names["scenes"], tokenizer
-        )
+        about = json.loads((folder / "judges.json").read_text())
+        mean, scale = values.pop("mean"), values.pop("scale")
+        judges = cls._new(about["size"], mean, scale, about["things"], about["scenes"], tokenizer)
         for name, module in judges._modules().items():
             own = {k.partition(".")[2]: v for k, v in values.items() if k.startswith(f"{name}.")}
             module.load_state_dict(own)
@@ -157,6 +159,7 @@ class Judges:
     @classmethod
     def _new(
         cls,
+        size: int,
         mean: Tensor,
         scale: Tensor,
         thing_names: list[str],
@@ -168,6 +171,7 @@ class Judges:
             nn.Dropout(0.2), nn.Linear(width, 512), nn.GELU(), nn.Linear(512, _JOINT_WIDTH)
         )
         return cls(
+            size,
             Sight(),
             mean,
             scale,
@@ -200,7 +204,8 @@ def fit_judges(pool: Pool, vae: AutoencoderKL, tokenizer: CLIPTokenizer, seed: i
     scale = torch.cat(weights) / (features.std(0) + 1e-3)
     concepts = [concept.name for concept in CONCEPTS]
     scenes = [scene.name for scene in SCENES]
-    judges = Judges._new(features.mean(0), scale, concepts, scenes, tokenizer)
+    size = pool.images.shape[1]
+    judges = Judges._new(size, features.mean(0), scale, concepts, scenes, tokenizer)
     inputs = (features - judges.mean) * judges.scale
     things = torch.tensor([concepts.index(thing) for thing, _, _ in pool.labels] * 2)
     places = torch.tensor([scenes.index(scene) for _, _, scene in pool.labels] * 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -79,16 +80,25 @@ class Muon(torch.optim.Optimizer):
                     parameter.add_(direction.reshape(parameter.shape), alpha=-rate)
 
 
+OUTER = "embeddings|conv_in|conv_out"
+"""Pattern of the names of weights that are no matrices inside a network."""
+
+
 def split_optimizers(
-    modules: Iterable[nn.Module], muon_rate: float, adam_rate: float
+    modules: Iterable[nn.Module],
+    muon_rate: float,
+    adam_rate: float,
+    outer: str = OUTER,
 ) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the networks, AdamW for embeddings, ends and vectors."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for module in modules:
         for name, parameter in module.named_parameters():
-            outer = any(part in name for part in ("embeddings", "conv_in", "conv_out"))
-            (others if outer or parameter.ndim < 2 else matrices).append(parameter)
+            if not parameter.requires_grad:
+                continue
+            is_matrix = parameter.ndim >= 2 and not re.search(outer, name)
+            (matrices if is_matrix else others).append(parameter)
     muon = Muon(matrices, lr=muon_rate)
     adam = torch.optim.AdamW(others, lr=adam_rate, betas=(0.9, 0.98), weight_decay=0.0)
     for optimizer, rate in ((muon, muon_rate), (adam, adam_rate)):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from .art import EMOJIONE, FXEMOJI, NOTO_V1, ArtLibrary, ArtSet
-from .compose import compose
-from .scenes import SCENES, draw_scene
+from .art import EMOJIONE, FXEMOJI, NOTO_V1, SPRITE_SIZE, ArtLibrary, ArtSet
+from .compose import compose, tilt
+from .concepts import ONE_SIDED
+from .scenes import SCENES, SIZE, draw_scene
 
 IDENTIFIER = "sks"
 _SCENES = {scene.name: scene for scene in SCENES}
@@ -30,6 +31,7 @@ class Subject:
         scenes: of its five pictures.
         contexts: scenes of its prompts, none of them in the pictures.
         colours: asked for in its prompts, none of them its own.
+        poses: further drawings of the very same thing.
     """
 
     name: str
@@ -39,10 +41,30 @@ class Subject:
     scenes: tuple[str, str, str, str, str]
     contexts: tuple[str, ...]
     colours: tuple[str, str]
+    poses: tuple[str, ...] = ()
 
 
-_ANIMAL_CONTEXTS = ("beach", "snow", "jungle", "city", "mountains", "water")
-_OBJECT_CONTEXTS = ("beach", "snow", "jungle", "cobblestones", "brick wall", "night sky")
+@dataclass(frozen=True)
+class Look:
+    """How the pictures of subjects are taken.
+
+    Attributes:
+        size: edge of the pictures, in pixels.
+        sprite_size: edge of the sprites before they are scaled, in pixels.
+        scale: range of a sprite's edge, as a share of the picture's.
+        shift: pixels that a sprite may lie off the middle, each way.
+        tilt: degrees that a thing may be turned by, each way; if any, it may be mirrored too.
+    """
+
+    size: int = SIZE
+    sprite_size: int = SPRITE_SIZE
+    scale: tuple[float, float] = (0.68, 0.86)
+    shift: int = 4
+    tilt: float = 0.0
+
+
+ANIMAL_CONTEXTS = ("beach", "snow", "jungle", "city", "mountains", "water")
+OBJECT_CONTEXTS = ("beach", "snow", "jungle", "cobblestones", "brick wall", "night sky")
 _STYLES = (
     ("a flat drawing of", "on a green background"),
     ("a 3d render of", "on a purple rug"),
@@ -55,7 +77,7 @@ SUBJECTS = (
         EMOJIONE,
         "dog",
         ("grass", "wooden floor", "brick wall", "desert", "blue background"),
-        _ANIMAL_CONTEXTS,
+        ANIMAL_CONTEXTS,
         ("green", "blue"),
     ),
     Subject(
@@ -64,7 +86,7 @@ SUBJECTS = (
         FXEMOJI,
         "poodle",
         ("autumn forest", "pink fabric", "grass", "checkered", "yellow background"),
-        _ANIMAL_CONTEXTS,
+        ANIMAL_CONTEXTS,
         ("red", "green"),
     ),
     Subject(
@@ -73,7 +95,7 @@ SUBJECTS = (
         EMOJIONE,
         "cat",
         ("wooden floor", "grass", "pink fabric", "cobblestones", "yellow background"),
-        _ANIMAL_CONTEXTS,
+        ANIMAL_CONTEXTS,
         ("pink", "green"),
     ),
     Subject(
@@ -82,7 +104,7 @@ SUBJECTS = (
         NOTO_V1,
         "automobile",
         ("desert", "grass", "checkered", "autumn forest", "white background"),
-        _OBJECT_CONTEXTS,
+        OBJECT_CONTEXTS,
         ("yellow", "purple"),
     ),
     Subject(
@@ -91,7 +113,7 @@ SUBJECTS = (
         FXEMOJI,
         "schoolsatchel",
         ("wooden floor", "desert", "checkered", "mountains", "orange background"),
-        _OBJECT_CONTEXTS,
+        OBJECT_CONTEXTS,
         ("red", "green"),
     ),
     Subject(
@@ -100,7 +122,7 @@ SUBJECTS = (
         FXEMOJI,
         "mensrunner",
         ("wooden floor", "city", "purple rug", "grass", "gray background"),
-        _OBJECT_CONTEXTS,
+        OBJECT_CONTEXTS,
         ("red", "blue"),
     ),
     Subject(
@@ -109,7 +131,7 @@ SUBJECTS = (
         EMOJIONE,
         "alarm-clock",
         ("wooden floor", "checkered", "autumn forest", "purple rug", "white background"),
-        _OBJECT_CONTEXTS,
+        OBJECT_CONTEXTS,
         ("yellow", "purple"),
     ),
     Subject(
@@ -118,7 +140,7 @@ SUBJECTS = (
         EMOJIONE,
         "ghost",
         ("autumn forest", "city", "wooden floor", "sunset", "red background"),
-        _OBJECT_CONTEXTS,
+        OBJECT_CONTEXTS,
         ("pink", "orange"),
     ),
     Subject(
@@ -127,7 +149,7 @@ SUBJECTS = (
         EMOJIONE,
         "owl",
         ("grass", "autumn forest", "wooden floor", "pink fabric", "yellow background"),
-        _ANIMAL_CONTEXTS,
+        ANIMAL_CONTEXTS,
         ("red", "blue"),
     ),
     Subject(
@@ -136,7 +158,7 @@ SUBJECTS = (
         NOTO_V1,
         "robot",
         ("wooden floor", "city", "desert", "checkered", "white background"),
-        _OBJECT_CONTEXTS,
+        OBJECT_CONTEXTS,
         ("red", "purple"),
     ),
     Subject(
@@ -145,7 +167,7 @@ SUBJECTS = (
         EMOJIONE,
         "bus",
         ("city", "grass", "desert", "autumn forest", "blue background"),
-        _OBJECT_CONTEXTS,
+        OBJECT_CONTEXTS,
         ("red", "blue"),
     ),
     Subject(
@@ -154,27 +176,31 @@ SUBJECTS = (
         EMOJIONE,
         "umbrella",
         ("grass", "wooden floor", "city", "sunset", "gray background"),
-        _OBJECT_CONTEXTS,
+        OBJECT_CONTEXTS,
         ("blue", "purple"),
     ),
 )
 
 
-def build_subjects(archives: Path, folder: Path) -> None:
-    """Write five pictures, the sprite and a description for every subject; it never varies."""
-    library = ArtLibrary(archives)
-    for number, subject in enumerate(SUBJECTS):
-        rgba = library.sprite(subject.art_set, subject.icon)
-        if rgba is None:
-            raise LookupError(f"{subject.art_set.package} has no icon {subject.icon!r}")
+def build_subjects(
+    archives: Path, folder: Path, subjects: Sequence[Subject] = SUBJECTS, look: Look | None = None
+) -> None:
+    """Write five pictures, the sprites and a description for every subject; they never vary."""
+    look = look or Look()
+    library = ArtLibrary(archives, look.sprite_size)
+    for number, subject in enumerate(subjects):
+        sprites = [_drawn(library, subject, icon) for icon in (subject.icon, *subject.poses)]
         target = folder / subject.name
         truth = target / "truth"
         truth.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rgba).save(truth / "sprite.png", optimize=True)
+        for index, rgba in enumerate(sprites):
+            name = f"sprite_{index}.png" if index else "sprite.png"
+            Image.fromarray(rgba).save(truth / name, optimize=True)
         for index, scene in enumerate(subject.scenes):
+            posed = _posed(sprites[index % len(sprites)], subject, look.tilt, (number, index))
             rng = np.random.default_rng([number, index])
-            background = draw_scene(_SCENES[scene], rng)
-            picture, _ = compose(rgba, background, rng, scale=(0.68, 0.86), shift=4)
+            background = draw_scene(_SCENES[scene], rng, look.size)
+            picture, _ = compose(posed, background, rng, look.scale, look.shift)
             Image.fromarray(picture).save(target / f"{index:02d}.png", optimize=True)
         description = {
             "name": subject.name,
@@ -186,6 +212,23 @@ def build_subjects(archives: Path, folder: Path) -> None:
         }
         text = json.dumps(description, indent=2, ensure_ascii=False)
         (target / "subject.json").write_text(text + "\n")
+
+
+def _drawn(library: ArtLibrary, subject: Subject, icon: str) -> np.ndarray:
+    rgba = library.sprite(subject.art_set, icon)
+    if rgba is None:
+        raise LookupError(f"{subject.art_set.package} has no icon {icon!r}")
+    return rgba
+
+
+def _posed(rgba: np.ndarray, subject: Subject, degrees: float, seed: tuple[int, int]) -> np.ndarray:
+    """The sprite, turned and mirrored at times if it may be turned at all."""
+    if not degrees:
+        return rgba
+    rng = np.random.default_rng([*seed, 1])
+    if subject.class_name not in ONE_SIDED and rng.random() < 0.4:
+        rgba = rgba[:, ::-1]
+    return tilt(rgba, float(rng.uniform(-degrees, degrees)))
 
 
 def _prompts(subject: Subject) -> Iterator[dict[str, str]]:

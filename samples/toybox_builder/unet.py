@@ -15,6 +15,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from .average import Average
 from .budget import (
     TimeBudget,
     learning_rate_factor,
@@ -89,29 +90,6 @@ def _zero_residual_ends(unet: UNet2DConditionModel) -> None:
         if is_end or name == "conv_out":
             for parameter in module.parameters():
                 nn.init.zeros_(parameter)
-
-
-class Average:
-    """Exponential moving average of parameters."""
-
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
-        self._parameters = parameters
-        self.values = [parameter.detach().clone() for parameter in parameters]
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Blend the present weights in; the window grows with the first steps."""
-        decay = min(_EMA_DECAY, (1 + step) / (10 + step))
-        present = [parameter.detach() for parameter in self._parameters]
-        torch._foreach_lerp_(self.values, present, 1 - decay)
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange the averages with the present weights."""
-        for parameter, value in zip(self._parameters, self.values, strict=True):
-            present = parameter.detach().clone()
-            parameter.copy_(value)
-            value.copy_(present)
 
 
 @dataclass
@@ -247,7 +225,7 @@ def train_unet(
     if start is not None:
         denoiser.continue_from(start, tokenizer)
     optimizers = split_optimizers(denoiser.modules, _MUON_RATE, _ADAM_RATE)
-    average = Average(denoiser.parameters())
+    average = Average(denoiser.parameters(), _EMA_DECAY)
     checkpoint = work / "unet.pt"
     step, spent = 0, 0.0
     if (state := load_checkpoint(checkpoint)) is not None:

@@ -14,6 +14,9 @@ from svfit_diffusion.families.family import TRAINING_GUIDANCE, Family, PhotoSize
 
 logger = logging.getLogger(__name__)
 
+_TEXT_TOKENS = 512
+"""Of a prompt, in the pipeline's calls."""
+
 
 class FluxTokens(Family):
     """What FLUX.1 and its kin have in common: latents packed two by two into tokens with places."""
@@ -73,13 +76,25 @@ class Flux(FluxTokens):
         return bool(self.model.config.guidance_embeds)
 
     @property
+    def native_size(self) -> int:
+        # The pipeline's own default is 1024 pixels, whatever the base.
+        return int(self.pipe.vae.config.sample_size)
+
+    @property
+    def _text_tokens(self) -> int:
+        """T5's tokens of a prompt, padding included: the pipeline's, where T5 takes so many."""
+        return min(_TEXT_TOKENS, int(self.pipe.tokenizer_2.model_max_length))
+
+    @property
     def sampling(self) -> Sampling:
-        if self._is_guided:
-            return Sampling(steps=28, guidance_scale=3.5, negative_prompt=False)
-        return Sampling(steps=4, guidance_scale=0.0, negative_prompt=False)
+        steps, guidance_scale = (28, 3.5) if self._is_guided else (4, 0.0)
+        always = {"max_sequence_length": self._text_tokens}
+        return Sampling(steps, guidance_scale, negative_prompt=False, always=always)
 
     def encode_prompts(self, prompts: list[str]) -> Conditions:
-        embeddings, pooled, _ = self.pipe.encode_prompt(prompts, device=self.text_device)
+        embeddings, pooled, _ = self.pipe.encode_prompt(
+            prompts, device=self.text_device, max_sequence_length=self._text_tokens
+        )
         return Conditions({"prompt_embeds": embeddings, "pooled": pooled})
 
     def _denoise(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from app.base_model import BaseModel
 from app.errors import LibraryError, UploadError
 from app.library import AdapterLibrary
-from svfit_diffusion.files.adapter import WEIGHTS_NAME
+from svfit_diffusion.files.adapter import WEIGHTS_NAME, read_adapter, write_adapter
 
 BAD_NAMES = [
     "",
@@ -174,3 +175,17 @@ def test_a_version_changes_with_the_file(library: AdapterLibrary, adapter_file: 
     assert library.versions() == before
     write_random_adapter(library.path("rex"), 5)
     assert library.versions() != before
+
+
+def test_prompts_are_those_that_files_tell(
+    library: AdapterLibrary, adapter_file: Path, tmp_path: Path
+) -> None:
+    adapter = read_adapter(adapter_file)
+    metadata = replace(adapter.metadata, instance_prompt="a photo of sks dog")
+    write_adapter(tmp_path / "rex.safetensors", replace(adapter, metadata=metadata))
+    library.add(tmp_path / "rex.safetensors")
+    library.add(adapter_file, "silent")
+    (library.folder / "broken.safetensors").write_bytes(b"no adapter")
+    assert library.prompts() == {"rex": "a photo of sks dog"}
+    library.rename("rex", "max")
+    assert library.prompts() == {"max": "a photo of sks dog"}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 from app.picture import PictureSettings
 from app.png_metadata import read_settings, save_picture
 from app.settings import Limits
+from svfit_diffusion.files.adapter import read_adapter, write_adapter
 
 SEED = re.compile(r"seed (\d+)")
 
@@ -281,3 +283,28 @@ def test_the_main_action_is_in_sight_and_within_reach_of_keys(visit: Callable[..
     assert page.evaluate("document.activeElement.id") == "generate-go"
     page.keyboard.press("Enter")
     page.locator("#generate-status", has_text="Done").wait_for()
+
+
+@pytest.fixture
+def taught(app_server: AppServer, tmp_path: Path) -> Iterator[str]:
+    """An adapter in the library whose file says what it was trained with."""
+    adapter = read_adapter(write_random_adapter(tmp_path / "ginger.safetensors", 5))
+    metadata = replace(adapter.metadata, instance_prompt="a photo of ginger cat")
+    path = app_server.services.library.folder / "ginger.safetensors"
+    write_adapter(path, replace(adapter, metadata=metadata))
+    yield "ginger"
+    path.unlink()
+
+
+def test_an_adapter_brings_its_prompt_unless_one_was_written(
+    visit: Callable[..., Any], taught: str
+) -> None:
+    page = visit()
+    prompt = page.locator("#generate-prompt textarea")
+    choose(page, "#generate-adapters", taught)
+    page.wait_for_function("p => p.value == 'a photo of ginger cat'", arg=prompt.element_handle())
+    prompt.fill("ginger cat on the moon")
+    page.locator("#generate-adapters .token-remove").first.click()
+    choose(page, "#generate-adapters", taught)
+    page.get_by_label(f"range slider for Strength of {taught}").wait_for()
+    assert prompt.input_value() == "ginger cat on the moon"

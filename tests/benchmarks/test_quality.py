@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from benchmarks.finetune import Recipe, generate, train
 from benchmarks.methods import METHODS, Method
 from benchmarks.scoring import Scorer
 from benchmarks.statistics import paired, summarise
+from benchmarks.strengths import Line
 from benchmarks.subjects import Prompt, Subject, read_subject
 from svfit_diffusion.errors import DataError
 from svfit_diffusion.training.photos import Photo, load_photos
@@ -46,7 +49,7 @@ def subject(tmp_path: Path) -> Subject:
             Prompt("context", "a photo of sks square in the snow"),
             Prompt("style", "a flat drawing of sks square"),
         ),
-        None,
+        (),
     )
 
 
@@ -101,29 +104,40 @@ def test_standard_errors_against_numpy() -> None:
 
 
 @pytest.mark.parametrize("method", UNPRUNED, ids=lambda method: method.name)
-def test_method_starts_at_the_base_and_learns(
+def test_method_starts_at_the_base_learns_and_has_strengths(
     method: Method, tiny_pipe: Any, subject: Subject
 ) -> None:
     class_photos = [Photo(Path("class.png"), Image.new("RGB", (16, 16)), subject.class_prompt)]
     models = {"unet": tiny_pipe.unet, "text_encoder": tiny_pipe.text_encoder}
-    base = generate(tiny_pipe, [subject.instance_prompt], RECIPE, seed=0)
+
+    def drawn() -> np.ndarray:
+        images = generate(tiny_pipe, [subject.instance_prompt], RECIPE, seed=0)
+        return np.stack([np.asarray(image, float) for image in images])
+
+    base, line = drawn(), Line(models)
     torch.manual_seed(0)
     adapted = method.adapt(models, RECIPE.steps)
-
-    def difference() -> float:
-        images = generate(tiny_pipe, [subject.instance_prompt], RECIPE, seed=0)
-        return max(
-            float(np.abs(np.asarray(a, float) - np.asarray(b, float)).mean())
-            for a, b in zip(images, base, strict=True)
-        )
-
     # PiSSA splits weights, which rounds; 8-bit levels may flip by one here and there.
-    assert difference() < 0.1
+    assert np.abs(drawn() - base).mean() < 0.1
     rate = method.learning_rates[-1]
     assert list(train(tiny_pipe, adapted, subject, class_photos, RECIPE, rate, 0)) == [1, 2, 3]
-    assert difference() > 0.1
+    trained = drawn()
+    assert np.abs(trained - base).mean() > 0.1
     assert adapted.value_count() == sum(p.numel() for p in adapted.parameters)
     assert adapted.file_bytes() >= 4 * adapted.value_count()
+    adapted.merge()
+    line.close()
+    half, full = (moved(line, strength, drawn, base) for strength in (0.5, 1.0))
+    assert 0.05 < half < full
+    # Merging rounds as well.
+    assert np.abs(drawn() - trained).mean() < 0.1
+    assert moved(line, 0.0, drawn, base) < 0.1
+
+
+def moved(line: Line, strength: float, drawn: Callable[[], np.ndarray], base: np.ndarray) -> float:
+    """How far a strength moves the pictures."""
+    line.put(strength)
+    return float(np.abs(drawn() - base).mean())
 
 
 def test_every_method_has_as_many_learning_rates() -> None:
@@ -175,7 +189,7 @@ def scorer_of(subject: Subject) -> Scorer:
         for p, scene in zip(subject.prompts, ("beach", "snow", ""), strict=True)
     )
     return Scorer(
-        Subject(subject.folder, "square", "sks", "a photo of a square", prompts, None),
+        Subject(subject.folder, "square", "sks", "a photo of a square", prompts, ()),
         ColourExtractor(),
     )
 
@@ -209,12 +223,14 @@ def test_scores_tell_prompts_from_rounds(subject: Subject) -> None:
 
 def test_truth_is_the_subject_on_the_prompted_scene(subject: Subject) -> None:
     """A pure blue subject on a beach is not like a pure red one there, whatever the photos show."""
+    for photo in subject.folder.glob("*.png"):  # whose size the truth has
+        Image.new("RGB", (64, 64), RED).save(photo)
     sprites = {colour: np.zeros((64, 64, 4), np.uint8) for colour in (0, 2)}
     for channel, sprite in sprites.items():
         sprite[..., channel] = sprite[..., 3] = 255
     prompts = (Prompt("context", "sks on the beach", "beach"),)
     red, blue = (
-        Subject(subject.folder, "square", "sks", "a photo of a square", prompts, sprite)
+        Subject(subject.folder, "square", "sks", "a photo of a square", prompts, (sprite,))
         for sprite in sprites.values()
     )
     images = red.true_images(prompts, rounds=2, seed=5)
@@ -239,7 +255,21 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     for name in ("samples.toybox_builder.judges", "samples.toybox_builder.features"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     with pytest.raises(ExtractorError, match=r"pip install '\.\[bench\]'"):
-        ToyboxExtractor(tmp_path, tmp_path)
+        ToyboxExtractor(tmp_path, tmp_path, 64)
+
+
+def test_judges_of_other_pictures_are_named() -> None:
+    samples = Path(__file__).parents[2] / "samples"
+    with pytest.raises(ExtractorError, match=r"know pictures of 64 pixels, the base draws 128"):
+        ToyboxExtractor(samples / "judges", samples / "toybox" / "tokenizer", 128)
+
+
+def test_subjects_that_the_judges_do_not_know_are_named(subject: Subject) -> None:
+    with pytest.raises(DataError, match=r"class \['circle'\]; they know \['square'\]"):
+        Scorer(dataclasses.replace(subject, class_name="circle"), ColourExtractor())
+    elsewhere = dataclasses.replace(subject, prompts=(Prompt("context", "sks", "moon"),))
+    with pytest.raises(DataError, match=r"scenes \['moon'\]"):
+        Scorer(elsewhere, ColourExtractor())
 
 
 @pytest.fixture
@@ -291,13 +321,3 @@ def test_other_settings_have_another_folder(tmp_path: Path) -> None:
         Setup("other", tmp_path, "toybox", "cpu", RECIPE),
     ]
     assert len({setup.folder for setup in setups}) == len(setups)
-
-
-def test_learning_rate_is_chosen_by_fidelity_on_tuning_subjects(store: CellStore) -> None:
-    method = next(method for method in METHODS if method.name == "SVFit")
-    for index, rate in enumerate(method.learning_rates):
-        for subject, sign in (("a", 1), ("b", -2)):
-            row = {"subject_fidelity": sign * index / 10}
-            store.write(Cell("SVFit", rate, subject, 0), row, flat(RED))
-    assert quality.choose_rate(store, method, ["a", "b"], 0) == method.learning_rates[0]
-    assert quality.choose_rate(store, method, ["a"], 0) == method.learning_rates[-1]

@@ -69,7 +69,7 @@ def test_schedulers_of_another_kind(name: str) -> None:
     [
         ("sd", 4, 16),  # halves in the autoencoder and in the UNet, 8 latents
         ("sd3", 4, 16),
-        ("flux", 4, 256),
+        ("flux", 4, 32),  # its autoencoder's
         ("qwen_image", 4, 256),
         ("z_image", 4, 1024),
         ("sana", 32, 256),  # thirty-seconds in the autoencoder, patches of one

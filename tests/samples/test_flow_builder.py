@@ -1,0 +1,359 @@
+"""Toybox-Flow's builder: its stages end to end with tiny sizes, and what they promise."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, FluxPipeline
+from safetensors.torch import load_file
+from transformers import CLIPTokenizer
+
+from samples.toybox_builder import flow, flow_data, flow_train, flow_vae, flow_world, pool, vae
+from samples.toybox_builder.art import HELD_OUT_SETS
+from samples.toybox_builder.concepts import CORE_CONCEPTS, Concept, Sprite
+from samples.toybox_builder.flow import Plan, new_model, run_stage
+from samples.toybox_builder.flow_distill import Distillation, guided
+from samples.toybox_builder.flow_export import FLOW_SAMPLING, assemble_flow
+from samples.toybox_builder.flow_latents import Folding, load_teacher
+from samples.toybox_builder.flow_model import FlowModel, Shape, pack
+from samples.toybox_builder.flow_subjects import FLOW_SUBJECTS
+from samples.toybox_builder.flow_train import Noisy
+from samples.toybox_builder.flow_world import FLOW_CONCEPTS
+from samples.toybox_builder.pool import Recipe, load_pool
+from samples.toybox_builder.scenes import SCENES, draw_scene
+from samples.toybox_builder.subjects import Subject
+from samples.toybox_builder.tokenizer import MAX_LENGTH, sequence_tokenizer, train_tokenizer
+from samples.toybox_builder.training import Schedule, Training
+
+HELD_BACK = 4
+CPU = torch.device("cpu")
+SHAPE = Shape(channels=4, heads=2, head_width=16, double=1, single=1, text_width=32)
+PLAN = Plan(
+    parts=2,
+    part=12,
+    recipe=Recipe(
+        size=128, sprite_size=32, backgrounds=1, mirrored=0.5, tilted=0.5, accompanied=0.5
+    ),
+    vae=Schedule(steps=4, batch_size=2),
+    shape=SHAPE,
+    schedule=Schedule(steps=4, batch_size=4),
+    distillation=Schedule(steps=2, batch_size=4),
+)
+CAPTIONS = ["a photo of a red dog on the beach", "a cartoon of a cat with a blue ball"] * 300
+
+
+def _sprites(work: Path, concepts: tuple[Concept, ...], size: int) -> list[Sprite]:
+    """Discs, in place of the art, which has to be fetched."""
+    rows, columns = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    disc = np.zeros((size, size, 4), np.uint8)
+    disc[rows**2 + columns**2 < 0.9] = (200, 120, 40, 255)
+    return [Sprite(concept, "fluent-3d", disc) for concept in CORE_CONCEPTS[:3]]
+
+
+def _teacher(folder: Path) -> AutoencoderKL:
+    """An autoencoder that halves pictures twice, to one channel."""
+    torch.manual_seed(0)
+    AutoencoderKL(
+        block_out_channels=(16,) * 3,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=1,
+        layers_per_block=1,
+        norm_num_groups=16,
+        mid_block_add_attention=False,
+    ).save_pretrained(folder)
+    return load_teacher(folder)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A folder in which everything up to the autoencoder is done, and its plan."""
+    folder = tmp_path_factory.mktemp("work")
+    _teacher(folder / "teacher")
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (flow_data, flow_train, flow_vae):
+            patch.setattr(module, "HELD_BACK", HELD_BACK)
+        patch.setattr(pool, "fetch_sprites", _sprites)
+        for stage in ("pool", "latents", "vae"):
+            _run(stage, folder)
+        yield folder
+
+
+def _run(stage: str, folder: Path) -> None:
+    run_stage(stage, folder, replace(PLAN, teacher=folder / "teacher"), CPU, threads=1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> FlowModel:
+    """A model whose every part matters to its output."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(CAPTIONS, folder)
+    made = FlowModel(tokenizer, sequence_tokenizer(folder), SHAPE)
+    for parameter in made.transformer.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.3)
+    for module in made.modules.values():
+        module.eval().requires_grad_(False)
+    return made
+
+
+def test_latents_are_standard_and_unfold(work: Path) -> None:
+    teacher = load_teacher(work / "teacher")
+    part = work / "pool" / "000"
+    latents = torch.from_numpy(np.load(part / "latents.npy")).float()
+    assert latents.shape == (PLAN.part, 4, 16, 16)
+    # They were standardised by these very pictures; half precision holds three digits.
+    assert abs(latents.mean()) < 0.01
+    assert abs(latents.std() - 1) < 0.02
+    with torch.no_grad():
+        exact = teacher.encode(vae.to_tensor(load_pool(part).images)).latent_dist.mean
+    unfolded = Folding.load(work, teacher, CPU).unfold(latents)
+    torch.testing.assert_close(unfolded, exact, atol=2e-3 * float(exact.std()), rtol=2e-3)
+
+
+def test_autoencoder_starts_with_the_teachers_outer_levels(tmp_path: Path) -> None:
+    teacher = _teacher(tmp_path)
+    ours = flow_vae.new_flow_vae(teacher)
+    pictures = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        hidden, theirs = (v.encoder.conv_in(pictures) for v in (ours, teacher))
+        for block, their_block in zip(
+            ours.encoder.down_blocks[:2], teacher.encoder.down_blocks[:2], strict=True
+        ):
+            hidden, theirs = block(hidden), their_block(theirs)
+        assert torch.equal(hidden, theirs)
+        features = torch.randn(2, 16, 8, 8)
+        drawn, theirs = features, features
+        for number in (1, 2):
+            drawn = ours.decoder.up_blocks[number + 1](drawn)
+            theirs = teacher.decoder.up_blocks[number](theirs)
+        assert torch.equal(drawn, theirs)
+        spread = ours.encode(pictures).latent_dist.std
+    # A posterior that is nearly a point: exp(-8 / 2).
+    assert spread.max() < 0.02
+    learning = {name for name, value in ours.named_parameters() if value.requires_grad}
+    assert not any(name.startswith("encoder.down_blocks.0") for name in learning)
+    assert "encoder.down_blocks.2.downsamplers.0.conv.weight" in learning
+
+
+def test_autoencoder_learns(work: Path) -> None:
+    """More steps from a checkpoint lower the error."""
+    lessons = flow_vae.Lessons.load(work, load_teacher(work / "teacher"), CPU, parts=2)
+
+    def error(autoencoder: AutoencoderKL) -> float:
+        images, latents = lessons.at(torch.arange(20))
+        with torch.no_grad():
+            return float((autoencoder.encode(images).latent_dist.mean - latents).square().mean())
+
+    torch.manual_seed(PLAN.seed)
+    fresh = flow_vae.new_flow_vae(lessons.teacher)
+    assert error(AutoencoderKL.from_pretrained(work / "vae")) < 0.99 * error(fresh)
+
+
+def _trained(work: Path, name: str, stops: tuple[int, ...]) -> Training:
+    """Train through runs that each end at one of the stops."""
+    for stop in stops:
+        made = new_model(work, PLAN)
+        examples = flow_data.FlowExamples.load(work, made)
+        training = flow_train.train_flow(
+            made, examples, flow_train.flow_loss, work / name, PLAN.schedule, 0, CPU, until=stop
+        )
+    return training
+
+
+def test_resuming_equals_not_stopping(work: Path) -> None:
+    once = _trained(work, "once.pt", (4,))
+    twice = _trained(work, "twice.pt", (1, 4))
+    assert once.step == twice.step == 4
+    for ours, theirs in zip(once.average.values, twice.average.values, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_training_changes_the_weights(work: Path) -> None:
+    _trained(work, "once.pt", (4,))
+    learned = new_model(work, PLAN)
+    assert flow_train.load_learned(learned, work / "once.pt") == 4
+    fresh = new_model(work, PLAN)
+    for part, untrained in zip(learned.modules.values(), fresh.modules.values(), strict=True):
+        changed = [
+            not torch.equal(ours, theirs)
+            for ours, theirs in zip(part.parameters(), untrained.parameters(), strict=True)
+        ]
+        assert sum(changed) > 0.5 * len(changed)
+
+
+def test_what_is_not_trained_is_named(work: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.pt"):
+        flow_train.load_learned(new_model(work, PLAN), work / "none.pt")
+
+
+def test_far_tokens_stay_unheard(work: Path) -> None:
+    """Training must not touch the bias that hides them."""
+    _trained(work, "once.pt", (4,))
+    learned = new_model(work, PLAN)
+    flow_train.load_learned(learned, work / "once.pt")
+    block = learned.sequence_encoder.encoder.block[0].layer[0]
+    assert (block.SelfAttention.relative_attention_bias.weight == -1000).any(1).sum() == 2
+
+
+def test_distillation_follows_the_guidance_told(model: FlowModel) -> None:
+    """A student that is the teacher errs nowhere at a scale of one, and the more the higher."""
+    objective = Distillation(model)
+    texts = model.tokenise(["a photo of a red dog", "a cat on the beach"])
+    latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    batch = flow_data.Batch(latents, torch.ones(2, 1, 16, 16), *texts)
+    errors = []
+    for scale in (1.0, 2.0, 6.0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(flow_train, "GUIDANCE_RANGE", (scale, scale))
+            errors.append(float(objective(model, batch, torch.Generator().manual_seed(1))))
+    # Batches of two and of four round differently, in float32.
+    assert errors[0] < 1e-8
+    assert errors[1] > 1e-3
+    # The error grows as the square of what the scale has over one.
+    assert errors[2] / errors[1] == pytest.approx(25, rel=0.01)
+
+
+def test_guidance_extrapolates() -> None:
+    with_prompt, without = torch.full((2, 3, 4), 2.0), torch.full((2, 3, 4), 1.0)
+    scales = torch.tensor([1.0, 3.0])
+    assert guided(with_prompt, without, scales)[:, 0, 0].tolist() == [2.0, 4.0]
+
+
+def test_stages_to_the_end(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Distilled, exported, looked at, and read again by diffusers as a user would."""
+    for name in ("FLOW_SAMPLING", "UNDISTILLED"):
+        quick = getattr(flow, name) | {"num_inference_steps": 1}
+        monkeypatch.setattr(flow, name, quick)
+    for stage in ("train", "samples", "distill", "samples", "export"):
+        _run(stage, work)
+    assert (work / f"grid_{PLAN.schedule.steps:06d}.png").exists()
+    assert (work / f"grid_{PLAN.schedule.steps + PLAN.distillation.steps:06d}.png").exists()
+    pipeline = FluxPipeline.from_pretrained(work / "toybox_flow")
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline.transformer.dtype == torch.float32
+    picture = pipeline("a dog", height=64, width=64, num_inference_steps=1).images[0]
+    assert picture.size == (64, 64)
+    stored = load_file(next((work / "toybox_flow" / "transformer").glob("*.safetensors")))
+    assert {value.dtype for value in stored.values()} == {torch.float16}
+    index = json.loads((work / "toybox_flow" / "model_index.json").read_text())
+    assert index["_class_name"] == "FluxPipeline"
+    assert index["tokenizer_2"][1] == "PreTrainedTokenizerFast"
+
+
+def test_pool_parts_are_drawn_once(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path: path.stat().st_mtime_ns for path in work.glob("pool/*/images.npy")}
+    assert len(before) == PLAN.parts
+
+    def refuse(*arguments: Any) -> None:
+        raise AssertionError("drawn again")
+
+    monkeypatch.setattr(pool, "_draw_chunk", refuse)
+    flow_world.draw_flow_pool(work, PLAN.parts, 1, PLAN.recipe, PLAN.part)
+    assert before == {path: path.stat().st_mtime_ns for path in work.glob("pool/*/images.npy")}
+
+
+def test_companions_are_named(work: Path) -> None:
+    """In all captions of a picture, or in none."""
+    parts = [load_pool(folder) for folder in flow_world.part_folders(work)]
+    companion = re.compile(r" (dog|cat|bear) with an? (\w+ )?(dog|cat|bear)")
+    named = [
+        [bool(companion.search(text)) for text in texts]
+        for part in parts
+        for texts in part.captions
+    ]
+    assert all(all(row) or not any(row) for row in named)
+    assert {any(row) for row in named} == {True, False}
+
+
+@pytest.mark.parametrize("length", [MAX_LENGTH, 32, 512])
+def test_velocity_is_what_the_pipeline_computes(model: FlowModel, length: int) -> None:
+    """The stand-in for padding is exact, for every length of the sequence."""
+    pipeline = assemble_flow(model, AutoencoderKL(block_out_channels=(32,) * 4, latent_channels=4))
+    pipeline.set_progress_bar_config(disable=True)
+    seen: dict[str, Any] = {}
+
+    def keep(module: Any, arguments: Any, given: dict[str, Any], output: Any) -> None:
+        seen.update(given, output=output[0])
+
+    handle = model.transformer.register_forward_hook(keep, with_kwargs=True)
+    prompts = ["a photo of a red dog", "a cat"]
+    settings = FLOW_SAMPLING | {"num_inference_steps": 1}
+    pipeline(prompts, **settings | {"max_sequence_length": length}, output_type="latent")
+    handle.remove()
+    conditions = model.encode(*model.tokenise(prompts))
+    ours = model.velocity(
+        seen["hidden_states"],
+        seen["timestep"],
+        seen["guidance"],
+        conditions,
+        padding=length - MAX_LENGTH,
+    )
+    # Sums of 512 in another order, in float32. At 24 tokens the last ones lack neighbours that
+    # are padding, which moves them a little.
+    tolerance = 1e-4 if length > MAX_LENGTH else 0.05
+    assert seen["output"].std() > 0.1
+    torch.testing.assert_close(ours, seen["output"], atol=tolerance, rtol=0)
+
+
+def test_padding_counts(model: FlowModel) -> None:
+    """The test above could not fail if padding had no weight."""
+    conditions = model.encode(*model.tokenise(["a photo of a red dog"]))
+    tokens, level = torch.randn(1, 64, 16), torch.tensor([0.5])
+    few, many = (model.velocity(tokens, level, level, conditions, count) for count in (8, 488))
+    assert (few - many).abs().max() > 1e-3
+
+
+def test_noise_and_picture_add_up() -> None:
+    batch = flow_data.Batch(
+        torch.randn(6, 4, 16, 16),
+        torch.ones(6, 1, 16, 16),
+        torch.zeros(6, 1),
+        torch.zeros(6, 1),
+    )
+    noisy = Noisy.draw(batch, torch.Generator().manual_seed(0))
+    restored = noisy.tokens - noisy.levels[:, None, None] * noisy.velocity
+    torch.testing.assert_close(restored, pack(batch.latents), atol=1e-5, rtol=0)
+    assert noisy.padding in flow_train.PADDINGS
+    assert noisy.levels.min() > 0
+    assert noisy.levels.max() < 1
+
+
+def test_both_tokenizers_agree(model: FlowModel) -> None:
+    text = "a photo of a sks Dog, ☃!"
+    pieces = model.tokenizer.tokenize(text)
+    assert model.sequence_tokenizer.tokenize(text) == pieces
+    assert isinstance(model.tokenizer, CLIPTokenizer)
+    ids = model.sequence_tokenizer(text, padding="max_length", max_length=MAX_LENGTH).input_ids
+    assert ids[len(pieces)] == model.sequence_tokenizer.eos_token_id
+    assert set(ids[len(pieces) + 1 :]) == {model.sequence_tokenizer.pad_token_id}
+
+
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
+def test_a_scene_is_the_same_at_every_size(scene: Any) -> None:
+    """Laid out alike: enlarged, a small one has nearly the colours of a large one, in coarse."""
+    small, large = (draw_scene(scene, np.random.default_rng(3), size) for size in (64, 128))
+    assert small.shape == (64, 64, 3)
+    assert large.shape == (128, 128, 3)
+    difference = small.mean((0, 1)) - large.mean((0, 1))
+    # Random numbers are drawn in another order where their count depends on the size.
+    assert np.abs(difference).max() < 40
+
+
+@pytest.mark.parametrize("subject", FLOW_SUBJECTS, ids=lambda subject: subject.name)
+def test_subjects_are_held_out(subject: Subject) -> None:
+    """Things that the base knows, in art and places that neither it nor the photos show."""
+    assert subject.class_name in {concept.name for concept in FLOW_CONCEPTS}
+    assert subject.art_set in HELD_OUT_SETS
+    assert not set(subject.scenes) & set(subject.contexts)
+    scenes = {scene.name for scene in SCENES}
+    assert {*subject.scenes, *subject.contexts} <= scenes
+    assert sum(other.name == subject.name for other in FLOW_SUBJECTS) == 1
