@@ -6,8 +6,9 @@ is kept in `corpus/<target>/<case>/`, and tried as well.
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from targets import CORPUS, TARGETS, Adapters, CacheFiles, Checkpoints, Pictures, Target
 
+MakeTarget = Callable[[type[Target]], Target]
 CASES = {type_.__name__: type_ for type_ in TARGETS}
 
 
@@ -28,47 +30,47 @@ def quiet() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[type[Target], Target]:
-    made: dict[type[Target], Target] = {}
-    for kind in TARGETS:
-        made[kind] = kind(tmp_path_factory.mktemp(kind.__name__))
-    return made
+def target(tmp_path_factory: pytest.TempPathFactory) -> MakeTarget:
+    """Makes a target, or gives the one it has made."""
+    return functools.cache(lambda kind: kind(tmp_path_factory.mktemp(kind.__name__)))
 
 
 @share(100)
 @given(data=st.data())
-def test_adapters(targets: dict[type[Target], Target], data: st.DataObject) -> None:
-    targets[Adapters].check(data.draw(targets[Adapters].damages()))
+def test_adapters(target: MakeTarget, data: st.DataObject) -> None:
+    own = target(Adapters)
+    own.check(data.draw(own.damages()))
 
 
 @share(150)
 @given(data=st.data())
-def test_cache_files(targets: dict[type[Target], Target], data: st.DataObject) -> None:
-    targets[CacheFiles].check(data.draw(targets[CacheFiles].damages()))
+def test_cache_files(target: MakeTarget, data: st.DataObject) -> None:
+    own = target(CacheFiles)
+    own.check(data.draw(own.damages()))
 
 
 @share(60)
 @given(data=st.data())
-def test_checkpoints(targets: dict[type[Target], Target], data: st.DataObject) -> None:
-    targets[Checkpoints].check(data.draw(targets[Checkpoints].damages()))
+def test_checkpoints(target: MakeTarget, data: st.DataObject) -> None:
+    own = target(Checkpoints)
+    own.check(data.draw(own.damages()))
 
 
 @share(200)
 @given(data=st.data())
-def test_pictures(targets: dict[type[Target], Target], data: st.DataObject) -> None:
-    targets[Pictures].check(data.draw(targets[Pictures].damages()))
+def test_pictures(target: MakeTarget, data: st.DataObject) -> None:
+    own = target(Pictures)
+    own.check(data.draw(own.damages()))
 
 
 @pytest.mark.parametrize("kind", TARGETS)
-def test_what_is_not_damaged_is_accepted(
-    kind: type[Target], targets: dict[type[Target], Target]
-) -> None:
-    assert targets[kind].check(targets[kind].good)
+def test_what_is_not_damaged_is_accepted(kind: type[Target], target: MakeTarget) -> None:
+    assert target(kind).check(target(kind).good)
 
 
 @pytest.mark.parametrize(
     "case", sorted(CORPUS.glob("*/*")), ids=lambda case: f"{case.parent.name}-{case.name}"
 )
-def test_what_was_once_taken_wrongly(case: Path, targets: dict[type[Target], Target]) -> None:
+def test_what_was_once_taken_wrongly(case: Path, target: MakeTarget) -> None:
     damaged = {path.name: path.read_bytes() for path in case.iterdir()}
-    assert not targets[CASES[case.parent.name]].check(damaged)
+    assert not target(CASES[case.parent.name]).check(damaged)
