@@ -1,4 +1,4 @@
-# The README's commands `make demo`, `make app` and `make test`; each is enough on a fresh machine
+# The README's commands `make demo`, `make app`, `make test` and `make docs`; each is enough on a fresh machine
 # with Python 3.10 or later.
 PYTHON ?= python3
 VENV ?= .venv
@@ -17,7 +17,7 @@ TORCH := $(shell [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null &
 CONSTRAINTS ?=
 PIP_INSTALL := $(BIN)/pip install --quiet $(CONSTRAINTS)
 
-.PHONY: demo app test lint types unit wheel fuzz robustness audit lock browser format bench-quality bench-speed clean
+.PHONY: demo app test lint types unit wheel fuzz robustness audit lock browser docs format bench-quality bench-speed soak attacks clean
 
 demo: $(VENV)/core
 	$(BIN)/python train_dreambooth_svfit.py \
@@ -73,6 +73,11 @@ wheel: $(VENV)/test
 	build/wheel/env/bin/pip install --quiet $(CONSTRAINTS) build/wheel/*.whl
 	$(BIN)/python tests/check_wheel.py build/wheel/*.whl build/wheel/env/bin
 
+# The documentation as a site that needs no network, nor does its building; warnings are errors.
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "Open build/site/index.html"
+
 # A reduced version of the quality benchmark, under 15 minutes on 2 cores.
 bench-quality: $(VENV)/bench
 	$(BIN)/python -m benchmarks.quality --quick
@@ -80,6 +85,15 @@ bench-quality: $(VENV)/bench
 # Training, loading, switching and generating against peers, under 30 minutes on 2 cores.
 bench-speed: $(VENV)/bench
 	$(BIN)/python -m benchmarks.speed
+
+# Four visitors of the app for so many minutes, and what hostile ones cost it.
+MINUTES ?= 20
+
+soak: $(VENV)/test
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
+
+attacks: $(VENV)/test
+	$(BIN)/python -m benchmarks.attacks
 
 # Known weaknesses of what is installed.
 audit: $(VENV)/maintain
@@ -117,6 +131,10 @@ $(VENV)/core: pyproject.toml
 
 $(VENV)/app: $(VENV)/core
 	$(PIP_INSTALL) --editable '.[app]'
+	touch $@
+
+$(VENV)/docs: $(VENV)/core
+	$(PIP_INSTALL) --editable '.[docs]'
 	touch $@
 
 $(VENV)/test: $(VENV)/core

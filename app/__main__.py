@@ -5,7 +5,6 @@ python -m app --host 0.0.0.0 --username me --password secret
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
@@ -20,8 +19,9 @@ from transformers.utils import logging as transformers_logging
 from svfit_diffusion.errors import SVFitError
 from svfit_diffusion.training.flags import FlagParser
 
+from .log_lines import errors_logged, start_log
 from .pages.layout import build_app, launch_settings
-from .services import build_services
+from .services import Services, build_services
 from .settings import AppSettings, Limits
 
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m app") ->
         arguments: words of the command line; those of this process if not given.
         prog: name of the command.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    start_log()
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     try:
@@ -43,13 +43,20 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m app") ->
         if settings.device == "cpu":
             os.environ["ACCELERATE_USE_CPU"] = "1"  # for trainings
         services = build_services(settings, limits)
-        _, local_address, public_address = build_app(services).launch(
-            prevent_thread_lock=True, **launch_settings(services)
-        )
+        with errors_logged():
+            _serve(services)
     except (SVFitError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+
+
+def _serve(services: Services) -> None:
+    """Serve until interrupted."""
+    _, local_address, public_address = build_app(services).launch(
+        prevent_thread_lock=True, **launch_settings(services)
+    )
     print(f"Open {local_address}", flush=True)
     if public_address:
+        services.hosts.add(public_address)
         print(f"or, from anywhere, {public_address}", flush=True)
     # Ends as Ctrl-C does: a training keeps what it has learned.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -4,7 +4,8 @@ SVFitError
 └── AppError
     ├── SettingError     a value of a form or of the command line is out of range
     ├── UploadError      an uploaded file is refused
-    └── LibraryError     an adapter is not there, or its name cannot be used
+    ├── LibraryError     an adapter is not there, is not the visitor's, or its name cannot be used
+    └── BusyError        there is no room for more of this visitor at the moment
 """
 
 from svfit_diffusion.errors import SVFitError
@@ -23,7 +24,11 @@ class UploadError(AppError, ValueError):
 
 
 class LibraryError(AppError, ValueError):
-    """An adapter is not in the library, or its name cannot be used."""
+    """An adapter is not in the library or not the visitor's, or its name cannot be used."""
+
+
+class BusyError(AppError):
+    """There is no room for more of this visitor at the moment."""
 
 
 def public_reason(error: Exception) -> str:

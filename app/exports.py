@@ -1,14 +1,77 @@
-"""Adapters in forms that other programs take."""
+"""Adapters as visitors take them away: their files, and forms that other programs take."""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import json
+import secrets
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from svfit_diffusion.files.atomic import write_atomically
 
 from .base_model import BaseModel
+from .library import SUFFIX
+from .public_names import copy_without_paths, public_name
+
+_NAMES_OF_SOURCES = ("_name_or_path", "name_or_path")
+
+
+class Exports:
+    """Files that visitors may fetch. Where one lies cannot be guessed: it may be somebody's own.
+
+    Args:
+        folder: made when something is exported; whoever knows a file's path there may fetch it.
+        base: the base model.
+    """
+
+    def __init__(self, folder: Path, base: BaseModel) -> None:
+        self._folder = folder
+        self._base = base
+        self._secret = secrets.token_bytes(32)
+
+    def adapter_file(self, name: str, adapter: Path) -> Path:
+        """An adapter's file, which tells of no folders of this machine.
+
+        Args:
+            name: of the adapter.
+            adapter: its file.
+
+        Raises:
+            CheckpointError: it is damaged.
+            OSError: it could not be written.
+        """
+        path = self._place(name, adapter, SUFFIX)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, lambda target: copy_without_paths(adapter, target))
+        return path
+
+    def merged_pipeline(self, name: str, adapter: Path) -> Path:
+        """Base and adapter as one ordinary diffusers pipeline: a zip file of its folder.
+
+        Args:
+            name: of the adapter.
+            adapter: its file.
+
+        Raises:
+            CheckpointError: the adapter is damaged or does not fit.
+            OSError: the file could not be written.
+        """
+        path = self._place(name, adapter, ".zip")
+        if not path.exists():
+            write_merged_pipeline(self._base, adapter, path)
+        return path
+
+    def _place(self, name: str, adapter: Path, suffix: str) -> Path:
+        """Where an export lies, of this version of a file and in this process."""
+        stat = adapter.stat()
+        version = f"{adapter}\0{stat.st_mtime_ns}\0{stat.st_size}"
+        folder = hmac.new(self._secret, version.encode(), hashlib.sha256).hexdigest()[:32]
+        return self._folder / folder / f"{name}{suffix}"
 
 
 def write_merged_pipeline(base: BaseModel, adapter: Path, path: Path) -> None:
@@ -29,7 +92,23 @@ def write_merged_pipeline(base: BaseModel, adapter: Path, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         pipe.save_pretrained(folder)
+        for file in Path(folder).rglob("*.json"):
+            _forget_paths(file)
         write_atomically(path, lambda target: _zip(Path(folder), target))
+
+
+def _forget_paths(file: Path) -> None:
+    """Leave of where a configuration was loaded from no more than its name."""
+    values = json.loads(file.read_text("utf-8"))
+    if any(name in values for name in _NAMES_OF_SOURCES):
+        file.write_text(json.dumps(_public(values), indent=2, ensure_ascii=False), "utf-8")
+
+
+def _public(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: public_name(value) if name in _NAMES_OF_SOURCES and value else value
+        for name, value in values.items()
+    }
 
 
 def _zip(folder: Path, target: Path) -> None:

@@ -5,7 +5,6 @@ for every visitor.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,9 +18,11 @@ from .base_model import BaseModel
 from .drawing import Drawing
 from .errors import LibraryError
 from .library import AdapterLibrary, FileVersion, misfit_reason
+from .line import Line
 from .picture import SCHEDULERS, PictureSettings
 from .previews import previews
 from .settings import Limits
+from .visitors import current_visitor
 from .visits import Event, Portion, in_portions, shares
 
 logger = logging.getLogger(__name__)
@@ -31,18 +32,18 @@ _PREVIEWS = 6
 
 
 def concurrent_drawings(limits: Limits) -> int:
-    """How many visitors a generator serves well at a time: a batch of them is drawn while as many
-    queue for the next.
+    """How many requests for pictures Gradio lets through: more than there are places in the line,
+    which is fair to visitors as Gradio's own queue is not.
     """
-    return 2 * limits.max_images
+    return limits.max_waiting + limits.max_places
 
 
 class ImageGenerator:
     """Draws pictures on one view of the base model, whoever asks.
 
-    The view belongs to a single thread. It takes portions of pictures in the order they came, and
-    with each those waiting that differ in prompt, adapters and seed only, as far as one batch has
-    room: every row of it is shifted by its own adapters alone. On a model that refuses such batches
+    The view belongs to a single thread. It takes portions of pictures in turn (`Line`), and with
+    each those waiting that differ in prompt, adapters and seed only, as far as one batch has room:
+    every row of it is shifted by its own adapters alone. On a model that refuses such batches
     they are drawn one after the other. Noise comes from each picture's own seed. So the same
     request gives the same picture to the last bit when it is drawn by itself, whatever was drawn
     before; in company float32 sums may round otherwise, by a level of 255 or so.
@@ -64,8 +65,7 @@ class ImageGenerator:
         self._limits = limits
         self._loaded: dict[str, FileVersion | None] = {}
         self._mixes = True
-        self._waiting: list[Portion] = []
-        self._lock = threading.Lock()
+        self._line = Line(limits)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pictures")
 
     def run(self, wanted: Sequence[PictureSettings]) -> Iterator[Event]:
@@ -77,45 +77,31 @@ class ImageGenerator:
         Raises:
             SettingError: a setting is out of range; nothing is drawn.
             LibraryError: an adapter is not there, is damaged or does not fit the base model.
+            BusyError: there is no place for this visitor, or they have left.
         """
         for settings in wanted:
             settings.check(self._limits)
             self._drawing.check(settings)
             for name in settings.adapters:
                 self._library.path(name)
-        portions = in_portions(wanted, self._limits.max_images)
+        portions = in_portions(current_visitor(), wanted, self._limits.max_images)
         if not portions:
             return
-        visit = portions[0].visit
-        with self._lock:
-            self._waiting += portions
+        self._line.join(portions)
         for _ in portions:
             # One call per portion is enough, though none need draw its own.
             self._thread.submit(self._draw_next)
-        yield from visit.stream()
+        yield from portions[0].visit.stream()
 
     def _draw_next(self) -> None:
         """Draw the batch whose turn it is, if anyone is still waiting."""
-        taken = self._take()
+        taken = self._line.take()
         try:
             versions = self._drop_outdated()
             self._draw([portion for portion in taken if self._loads(portion, versions)])
         except Exception as error:
             for portion in taken:
                 portion.visit.fail(error)
-
-    def _take(self) -> list[Portion]:
-        """Take the first portion off the queue, and those behind it that fit into its batch."""
-        with self._lock:
-            waiting = [portion for portion in self._waiting if not portion.visit.over.is_set()]
-            taken: list[Portion] = []
-            room = self._limits.max_images
-            for portion in waiting:
-                if len(portion.wanted) <= room and portion.common == waiting[0].common:
-                    taken.append(portion)
-                    room -= len(portion.wanted)
-            self._waiting = [portion for portion in waiting if portion not in taken]
-        return taken
 
     def _draw(self, batch: list[Portion]) -> None:
         """Draw several portions together, or one after the other where the model cannot."""

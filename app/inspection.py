@@ -22,6 +22,7 @@ from svfit_diffusion.spectrum.cache import load_bases
 from svfit_diffusion.spectrum.shift import shift_matrix
 
 from .library import AdapterInfo
+from .public_names import public_name
 from .settings import SAMPLES
 
 _IMAGE_SIDE = 320  # pixels; decomposing a larger picture takes longer and shows no more
@@ -62,7 +63,7 @@ def facts(info: AdapterInfo) -> list[tuple[str, str]]:
         ("Values shifted", f"{adapter.parameter_count:,}"),
         ("Layers shifted", _per_component({c: str(len(d)) for c, d in adapter.deltas.items()})),
         ("Base model match", base_match(info)),
-        ("Base model", metadata.base_model),
+        ("Base model", public_name(metadata.base_model)),
         ("Instance prompt", metadata.instance_prompt),
         ("Class prompt", metadata.class_prompt),
         ("Rank", _per_component(metadata.rank)),

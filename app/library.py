@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 import threading
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from svfit_diffusion.files.metadata import AdapterMetadata
 
 from .base_model import BaseModel
 from .errors import LibraryError, UploadError
+from .public_names import copy_without_paths
 
 logger = logging.getLogger(__name__)
 
@@ -126,8 +126,9 @@ class AdapterLibrary:
 
         Raises:
             UploadError: it is too large, no adapter, or does not fit the base model.
-            LibraryError: the name cannot be used.
+            LibraryError: the name cannot be used, or nothing is taken in.
         """
+        self.check_open()
         wanted = self.check_name(name or _default_name(source))
         label = source.name
         if source.suffix != SUFFIX:
@@ -141,8 +142,15 @@ class AdapterLibrary:
             raise UploadError(f"“{label}” cannot be used. {misfit}")
         with self._lock:
             free = self._free_name(wanted)
-            write_atomically(self._flat(free), partial(shutil.copyfile, source))
+            self._claim(free)
+            write_atomically(self._flat(free), partial(copy_without_paths, source))
         return free
+
+    def check_open(self) -> None:
+        """Raise `LibraryError` where nothing is taken in."""
+
+    def _claim(self, name: str) -> None:
+        """Called with the name of an adapter that is about to be added."""
 
     def rename(self, name: str, new_name: str) -> str:
         """Give an adapter another name, and return it.

@@ -7,9 +7,12 @@ Names that a browser sends are shown to the visitor and used for nothing else.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from PIL import Image, ImageEnhance, ImageOps
 
@@ -17,6 +20,7 @@ from svfit_diffusion.errors import DataError
 from svfit_diffusion.training.reading import opened, rgb
 
 from .settings import Limits
+from .visitors import HOUSE, current_visitor
 
 SMALLEST_SIDE = 32
 """Photos with a shorter side, in pixels, show too little to learn from."""
@@ -24,6 +28,9 @@ SMALLEST_SIDE = 32
 MAX_ZOOM = 4.0
 """A crop is at least a quarter of the photo's shorter side."""
 
+_PLAIN_FORMATS = frozenset({"PNG", "WEBP", "BMP", "AVIF", "HEIF"})
+_PLAIN_MODES = frozenset({"L", "LA", "RGB", "RGBA"})
+_ROWS = 64
 _WORKING_SIDE = 1024  # of the shorter side: twice what most models train at, small to keep
 _LONGEST_SHAPE = 4  # a strip longer than that hides most of its subject from a square
 
@@ -101,6 +108,9 @@ def take_in(
 ) -> tuple[list[CroppedPhoto], list[Refusal]]:
     """Read uploaded files: each becomes a photo or a refusal, in order.
 
+    One file is decoded at a time, and once however often it is named, as long as its photo is in
+    use; what photos in use take of memory is bounded for each visitor and for all.
+
     Args:
         files: where the uploads lie.
         limits: how many photos, bytes and pixels are allowed.
@@ -115,7 +125,7 @@ def take_in(
             )
             continue
         try:
-            photos.append(CroppedPhoto(file.name, _read(file, limits)))
+            photos.append(CroppedPhoto(file.name, _SHELF.photo(file, limits)))
         except DataError as error:
             refusals.append(Refusal(file.name, str(error)))
     return photos, refusals
@@ -127,21 +137,81 @@ def write_squares(squares: Sequence[Image.Image], folder: Path) -> None:
         square.save(folder / f"{number:02d}.png")
 
 
+class _Shelf:
+    """The photos in use, by whose they are and what their files hold."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._photos: WeakValueDictionary[tuple[str, str], Image.Image] = WeakValueDictionary()
+
+    def photo(self, file: Path, limits: Limits) -> Image.Image:
+        """The photo in a file, the very object where it is in use already.
+
+        Raises:
+            DataError: it cannot be used, or there is no room for it.
+        """
+        _check_size(file, limits)
+        visitor = current_visitor().id
+        key = (visitor, hashlib.sha256(file.read_bytes()).hexdigest())
+        with self._lock:
+            photo = self._photos.get(key)
+            if photo is None:
+                self._check_room(visitor, limits)
+                photo = self._photos[key] = _read(file, limits)
+        return photo
+
+    def _check_room(self, visitor: str, limits: Limits) -> None:
+        held = [(owner, _decoded_bytes(photo)) for (owner, _), photo in self._photos.items()]
+        own = sum(size for owner, size in held if owner == visitor)
+        if visitor != HOUSE and own >= limits.max_visitor_photo_megabytes * 2**20:
+            raise DataError("you have as many photos here as one visitor may")
+        if sum(size for _, size in held) >= limits.max_all_photo_megabytes * 2**20:
+            raise DataError("the app holds as many photos as it can; try again later")
+
+
+_SHELF = _Shelf()
+
+
 def _read(file: Path, limits: Limits) -> Image.Image:
     """The photo in `file`, RGB and upright, reduced if it is larger than training can use."""
+    with opened(file, limits.max_pixels) as image:
+        _check_shape(*image.size)
+        image.draft("RGB", (_WORKING_SIDE, _WORKING_SIDE))
+        photo = rgb(_reduced(image))
+    scale = _WORKING_SIDE / min(photo.size)
+    if scale < 1:
+        photo = ImageOps.scale(photo, scale, Image.Resampling.LANCZOS)
+    return photo
+
+
+def _reduced(image: Image.Image) -> Image.Image:
+    """A large picture of plain pixels at a fraction of its size, so that what is made of it on the
+    way to a photo takes little memory; any other as it is.
+    """
+    factor = min(image.size) // (2 * _WORKING_SIDE)
+    if factor < 2 or image.format not in _PLAIN_FORMATS or image.mode not in _PLAIN_MODES:
+        return image
+    if getattr(image, "n_frames", 1) > 1:
+        return image
+    width, height = (-(-side // factor) for side in image.size)
+    small = Image.new(image.mode, (width, height))
+    for row in range(0, height, _ROWS):  # a part at a time: colours beside alpha are copied
+        top, bottom = row * factor, min((row + _ROWS) * factor, image.height)
+        small.paste(image.crop((0, top, image.width, bottom)).reduce(factor), (0, row))
+    small.info = image.info
+    return small
+
+
+def _decoded_bytes(photo: Image.Image) -> int:
+    return photo.width * photo.height * 4  # Pillow keeps RGB in four bytes
+
+
+def _check_size(file: Path, limits: Limits) -> None:
     size = file.stat().st_size
     if size > limits.max_file_bytes:
         raise DataError(
             f"{size / 2**20:.0f} MiB, at most {limits.max_file_bytes / 2**20:.0f} are allowed"
         )
-    with opened(file, limits.max_pixels) as image:
-        _check_shape(*image.size)
-        image.draft("RGB", (_WORKING_SIDE, _WORKING_SIDE))
-        photo = rgb(image)
-    scale = _WORKING_SIDE / min(photo.size)
-    if scale < 1:
-        photo = ImageOps.scale(photo, scale, Image.Resampling.LANCZOS)
-    return photo
 
 
 def _check_shape(width: int, height: int) -> None:

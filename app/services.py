@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from svfit_diffusion.files.adapter import WEIGHTS_NAME
 
 from .base_model import BaseModel
+from .entrance.hosts import KnownHosts
 from .errors import UploadError
+from .exports import Exports
 from .generation import ImageGenerator
 from .library import AdapterLibrary
+from .owned_trainings import OwnedTrainings
+from .owners import OwnedLibrary, Owners
 from .settings import SAMPLES, AppSettings, Limits
 from .training_jobs import TrainingJobs
 
@@ -26,6 +30,8 @@ class Services:
         library: the adapters.
         generator: draws pictures.
         jobs: trains adapters.
+        exports: adapters as visitors take them away.
+        hosts: names by which the app may be called.
     """
 
     settings: AppSettings
@@ -34,6 +40,8 @@ class Services:
     library: AdapterLibrary
     generator: ImageGenerator
     jobs: TrainingJobs
+    exports: Exports
+    hosts: KnownHosts
 
     def close(self) -> None:
         """Stop a running training, keeping what it learned."""
@@ -44,17 +52,20 @@ def build_services(settings: AppSettings, limits: Limits | None = None) -> Servi
     """Load the base model and open the library; a new one starts with the sample adapters.
 
     Raises:
-        SettingError: the base model cannot be loaded.
+        SettingError: the base model cannot be loaded, or it cannot be read who owns what.
     """
     limits = limits or Limits()
     base = BaseModel(settings.base, settings.device)
     first_start = not settings.adapters.exists()
-    library = AdapterLibrary(settings.adapters, base, limits.max_file_bytes)
+    owners = Owners(settings.outputs / "owners.json")
+    library = OwnedLibrary(settings.adapters, base, limits.max_file_bytes, owners, settings.library)
     if first_start:
         _add_samples(library)
     generator = ImageGenerator(base, library, limits)
-    jobs = TrainingJobs(base, library, settings.trainings, limits)
-    return Services(settings, limits, base, library, generator, jobs)
+    jobs = OwnedTrainings(base, library, settings.trainings, limits)
+    hosts = KnownHosts(settings.host, settings.allowed_host)
+    exports = Exports(settings.exports, base)
+    return Services(settings, limits, base, library, generator, jobs, exports, hosts)
 
 
 def _add_samples(library: AdapterLibrary) -> None:

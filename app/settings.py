@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .errors import SettingError
 
@@ -18,7 +19,9 @@ _OUTPUTS = Path("outputs/app")
 
 
 def _setting(default: Any, help: str) -> Any:
-    """A field with its help text."""
+    """A field with its help text; `list` as a default is a new one each time."""
+    if default is list:
+        return field(default_factory=list, metadata={"help": help})
     return field(default=default, metadata={"help": help})
 
 
@@ -41,7 +44,13 @@ class Limits:
     max_side: int = _setting(1024, "Width and height of a picture in pixels.")
     max_cells: int = _setting(36, "Pictures of one comparison.")
     max_prompt_length: int = _setting(1000, "Characters of a prompt.")
-    max_waiting: int = _setting(20, "Visitors waiting for their pictures at a time.")
+    max_waiting: int = _setting(20, "Requests for pictures, drawn and waiting, of all visitors.")
+    max_places: int = _setting(5, "The same of one visitor.")
+    max_visitor_megabytes: int = _setting(500, "Uploads of one visitor within an hour.")
+    max_visitor_files: int = _setting(200, "Files uploaded by one visitor within an hour.")
+    max_all_megabytes: int = _setting(10_000, "Uploads of all visitors within a day.")
+    max_visitor_photo_megabytes: int = _setting(300, "Memory for the photos of one visitor.")
+    max_all_photo_megabytes: int = _setting(2000, "Memory for the photos of all visitors.")
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -76,6 +85,13 @@ class AppSettings:
     share: bool = _setting(False, "Open a public gradio.live address as well.")
     username: str | None = _setting(None, "Ask visitors for this name; goes with --password.")
     password: str | None = _setting(None, "Ask visitors for this password.")
+    allowed_host: list[str] = _setting(list, "Names besides its own by which it may be called.")  # noqa: RUF009
+    framed_by: list[str] = _setting(list, "Sites that may frame it, such as https://example.org.")  # noqa: RUF009
+    library: Literal["owned", "shared", "read-only"] = _setting(
+        "owned",
+        "Who sees and changes adapters: owned, each visitor their own; shared, everyone all of "
+        "them; read-only, nobody but who runs the app. From this machine alone, all is one user's.",
+    )
 
     def __post_init__(self) -> None:
         if not self.base:
@@ -87,6 +103,14 @@ class AppSettings:
             raise SettingError(f"port must lie between 1 and 65535, got {self.port}")
         if bool(self.username) != bool(self.password):
             raise SettingError("username and password go together: give both or neither")
+
+    @property
+    def is_for_one_user(self) -> bool:
+        """Whether nobody comes but from this machine, so that all is one user's.
+
+        A proxy on this machine, which brings others, goes by another name.
+        """
+        return is_loopback(self.host) and not self.share and not self.allowed_host
 
     @property
     def auth(self) -> tuple[str, str] | None:
@@ -107,3 +131,11 @@ class AppSettings:
     def trainings(self) -> Path:
         """Folder of what trainings need and nobody is to fetch, photos above all."""
         return self.outputs / "trainings"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address is this machine's own, which no other can reach."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"

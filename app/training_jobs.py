@@ -29,11 +29,13 @@ from svfit_diffusion.training.keeping import save_somewhere
 from svfit_diffusion.training.preparation import DEFAULT_STEPS
 
 from .base_model import BaseModel
-from .errors import AppError, LibraryError, SettingError, public_reason
+from .errors import AppError, LibraryError, public_reason
 from .library import AdapterLibrary
 from .photos import write_squares
 from .settings import Limits
+from .training_limits import check_training
 from .training_status import Sample, Stage, TrainingStatus
+from .visitors import acting_as, current_visitor
 
 logger = logging.getLogger(__name__)
 
@@ -75,12 +77,13 @@ class TrainingJobs:
             config: settings; base, folders and precision are filled in.
 
         Raises:
-            LibraryError: the name cannot be used.
+            LibraryError: the name cannot be used, or nothing is taken in.
             SettingError: too few or too many photos or steps, or no prompt.
             AppError: another training is running.
         """
+        self._library.check_open()
         name = self._library.check_name(adapter_name)
-        self._check(squares, config)
+        check_training(squares, config, self._limits)
         with self._lock:
             if self._job is not None and self._job.is_alive():
                 raise AppError(
@@ -106,33 +109,13 @@ class TrainingJobs:
             self._job.stopping.set()
             self._job.join()
 
-    def _check(self, squares: Sequence[Image.Image], config: TrainingConfig) -> None:
-        limits = self._limits
-        if not limits.min_photos <= len(squares) <= limits.max_photos:
-            raise SettingError(
-                f"A training takes {limits.min_photos} to {limits.max_photos} photos, "
-                f"you have given {len(squares)}."
-            )
-        if not config.instance_prompt.strip():
-            raise SettingError(
-                "The instance prompt is missing: name your subject by an identifier and its "
-                "class, such as “a photo of sks dog”."
-            )
-        prompts = (config.instance_prompt, config.class_prompt or "", *config.validation_prompt)
-        if max(map(len, prompts)) > limits.max_prompt_length:
-            raise SettingError(f"A prompt has at most {limits.max_prompt_length} characters.")
-        if (config.max_train_steps or 0) > limits.max_training_steps:
-            raise SettingError(f"A training has at most {limits.max_training_steps} steps.")
-        if (config.resolution or 0) > limits.max_side:
-            raise SettingError(f"The resolution is at most {limits.max_side} pixels.")
-
 
 class _StoppedError(Exception):
     """The visitor stopped the training before its first step."""
 
 
 class _Job(threading.Thread):
-    """One training. Only its own thread replaces `status`."""
+    """One training, in the name of who started it. Only its own thread replaces `status`."""
 
     def __init__(
         self,
@@ -148,6 +131,7 @@ class _Job(threading.Thread):
         self._library = library
         self._folder = folder
         self._squares = squares
+        self.visitor = current_visitor()
         config = dataclasses.replace(
             config,
             pretrained_model_name_or_path=base.source,
@@ -169,7 +153,8 @@ class _Job(threading.Thread):
 
     def run(self) -> None:
         try:
-            self._train()
+            with acting_as(self.visitor):
+                self._train()
         except _StoppedError:
             self._show(
                 stage=Stage.STOPPED, message="Stopped before the first step; nothing is kept."
@@ -206,6 +191,7 @@ class _Job(threading.Thread):
             write_squares(self._squares, Path(photos))
             config = dataclasses.replace(self.status.config, instance_data_dir=photos)
             trainer = Trainer(config, pipe=pipe, show_progress=False)
+            self._squares = ()
         self._leave_if_stopping()
         return trainer
 

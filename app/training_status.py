@@ -19,11 +19,13 @@ class Stage(Enum):
     FINISHED = "finished"
     STOPPED = "stopped"
     FAILED = "failed"
+    ELSEWHERE = "elsewhere"
+    """Another visitor's is under way, of which there is nothing to see."""
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will happen."""
-        return self in (Stage.FINISHED, Stage.STOPPED, Stage.FAILED)
+        """Whether nothing more will happen, or nothing that one has a say in."""
+        return self in (Stage.FINISHED, Stage.STOPPED, Stage.FAILED, Stage.ELSEWHERE)
 
 
 @dataclass(frozen=True)
@@ -77,3 +79,20 @@ class TrainingStatus:
     def step(self) -> int:
         """Optimizer steps done."""
         return len(self.losses)
+
+    def from_elsewhere(self) -> TrainingStatus:
+        """What others than its owner may know: whether it goes on, and how long."""
+        left = self.seconds_left
+        when = "after it" if left is None else f"in about {max(1, round(left / 60))} min"
+        return TrainingStatus(
+            run=self.run,
+            adapter_name="",
+            config=TrainingConfig(),
+            photos=(),
+            stage=Stage.ELSEWHERE,
+            message="Yours can begin."
+            if self.stage.is_over
+            else f"Another visitor's training is under way; yours can begin {when}.",
+            total_steps=self.total_steps,
+            revision=self.revision,
+        )

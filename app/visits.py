@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -11,10 +12,15 @@ from queue import Empty, SimpleQueue
 
 from PIL import Image
 
+from .errors import BusyError
 from .picture import PictureSettings
+from .visitors import Visitor
 
 _PATIENCE = 0.5
 """Seconds without an event after which a visitor gets `Waiting`."""
+
+_ABSENCE = 10.0
+"""Seconds for which nobody has listened after which a visit ends; lines that break come back."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +71,13 @@ class Visit:
     """One visitor's stream of events, and how much of it is still to come.
 
     Attributes:
+        visitor: whose it is.
         over: set once the visitor has left or something has failed.
     """
 
-    def __init__(self, portions: int) -> None:
+    def __init__(self, visitor: Visitor, portions: int) -> None:
+        self.visitor = visitor
+        self._last_heard = time.monotonic()
         self._events: SimpleQueue[Event | Exception | None] = SimpleQueue()
         self.over = threading.Event()
         self._portions_left = portions
@@ -77,10 +86,12 @@ class Visit:
         """What happens, until the last portion is finished. Closing it ends the visit.
 
         Raises:
+            BusyError: nobody has listened for a while.
             Exception: whatever the visit failed with.
         """
         try:
             while (event := self._next()) is not None:
+                self._leave_if_alone()
                 if isinstance(event, Exception):
                     raise event
                 yield event
@@ -102,6 +113,13 @@ class Visit:
         """End the visit with an error, raised out of the stream."""
         self.over.set()
         self._events.put(error)
+
+    def _leave_if_alone(self) -> None:
+        now = time.monotonic()
+        if self.visitor.is_listening():
+            self._last_heard = now
+        elif now - self._last_heard > _ABSENCE:
+            raise BusyError("Nobody listens any more, so no more is drawn.")
 
     def _next(self) -> Event | Exception | None:
         try:
@@ -151,7 +169,7 @@ class Portion:
         self.visit.finish_portion()
 
 
-def in_portions(wanted: Sequence[PictureSettings], size: int) -> list[Portion]:
+def in_portions(visitor: Visitor, wanted: Sequence[PictureSettings], size: int) -> list[Portion]:
     """A visitor's pictures by the batches they go into, at most `size` each, in order."""
     groups: dict[str, list[int]] = {}
     for index, settings in enumerate(wanted):
@@ -161,7 +179,7 @@ def in_portions(wanted: Sequence[PictureSettings], size: int) -> list[Portion]:
         for group in groups.values()
         for start in range(0, len(group), size)
     ]
-    visit = Visit(len(batches))
+    visit = Visit(visitor, len(batches))
     return [
         Portion(visit, number, len(batches), indices, [wanted[index] for index in indices])
         for number, indices in enumerate(batches, 1)

@@ -40,10 +40,12 @@ class AppServer:
     Attributes:
         url: its address.
         services: what its pages share.
+        server: Gradio's application, with its routes.
     """
 
     url: str
     services: Any
+    server: Any
 
 
 def write_random_adapter(
@@ -96,9 +98,9 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ap
             )
         )
         app = build_app(services)
-        _, url, _ = app.launch(prevent_thread_lock=True, **launch_settings(services))
+        server, url, _ = app.launch(prevent_thread_lock=True, **launch_settings(services))
         started.append((app, services))
-        return AppServer(url, services)
+        return AppServer(url, services, server)
 
     yield start
     for app, services in started:

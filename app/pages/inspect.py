@@ -14,7 +14,6 @@ from svfit_diffusion.spectrum.basis import Basis
 
 from .. import plots
 from ..errors import UploadError
-from ..exports import write_merged_pipeline
 from ..inspection import (
     LayerShift,
     Split,
@@ -96,14 +95,17 @@ def _build_exports(services: Services, adapter_: gr.Dropdown) -> None:
 
     def chosen(name: str | None) -> tuple[Any, Any]:
         with plain_errors():
-            path = str(services.library.path(name)) if name else None
+            path = (
+                str(services.exports.adapter_file(name, services.library.path(name)))
+                if name
+                else None
+            )
         return gr.update(value=path, interactive=path is not None), gr.update(visible=False)
 
     def prepare(name: str | None) -> Any:
         with plain_errors():
             source = services.library.path(name or "")
-            path = services.settings.outputs / "exports" / f"{name}.zip"
-            write_merged_pipeline(services.base, source, path)
+            path = services.exports.merged_pipeline(name or "", source)
         label = f"Download {path.name} ({path.stat().st_size / 2**20:.0f} MiB)"
         return gr.update(value=str(path), label=label, visible=True)
 

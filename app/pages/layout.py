@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from ..entrance import lifespan
+from ..entrance.login import checker
+from ..entrance.places import QUEUE_SIZE
 from ..services import Services
+from ..visitors import STRANGER, acting_as
 from . import compare, generate, inspect, train
 
 _FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
@@ -34,6 +39,9 @@ THEME = gr.themes.Default(
     body_text_color_subdued_dark="*neutral_300",
 )
 
+_SESSIONS = 500
+"""Pages whose state is kept, of which each takes some memory; the oldest is forgotten."""
+
 _STYLE = Path(__file__).with_name("style.css")
 # Gradio measures its tabs once, at times before the page has its width and its style, and hides
 # those beyond the edge; it measures again when the window's size changes.
@@ -57,9 +65,14 @@ _PAGES = {
 
 def build_app(services: Services) -> gr.Blocks:
     """All pages as one app, to be launched with `launch_settings`."""
-    with gr.Blocks(
-        title="svfit-diffusion", analytics_enabled=False, delete_cache=(3600, 86400)
-    ) as app:
+    # What pages begin with everyone sees; what is a visitor's own comes with their first request.
+    for_all = nullcontext() if services.settings.is_for_one_user else acting_as(STRANGER)
+    with (
+        for_all,
+        gr.Blocks(
+            title="svfit-diffusion", analytics_enabled=False, delete_cache=(3600, 86400)
+        ) as app,
+    ):
         gr.Markdown(
             "# svfit-diffusion\nTeach a picture model your subject, then draw it.",
             elem_id="title",
@@ -69,7 +82,8 @@ def build_app(services: Services) -> gr.Blocks:
                 with gr.Tab(name, id=name.lower()) as tab:
                     build(services, tab)
         _start_text_boxes_empty(app)
-    return app.queue(max_size=services.limits.max_waiting)
+    # Closed: routes that would go past the queue.
+    return app.queue(max_size=QUEUE_SIZE, api_open=False)
 
 
 def _start_text_boxes_empty(app: gr.Blocks) -> None:
@@ -93,10 +107,13 @@ def launch_settings(services: Services) -> dict[str, Any]:
         "server_name": settings.host,
         "server_port": settings.port,
         "share": settings.share,
-        "auth": settings.auth,
+        "auth": checker(*settings.auth) if settings.auth else None,
+        "app_kwargs": {"lifespan": lifespan(services.hosts, settings, services.limits)},
+        "state_session_capacity": _SESSIONS,
+        "run_history": False,
+        "enable_monitoring": False,
         "allowed_paths": [
-            str(folder.resolve())
-            for folder in (settings.pictures, settings.exports, settings.adapters)
+            str(folder.resolve()) for folder in (settings.pictures, settings.exports)
         ],
         # Even if it lies in one of these.
         "blocked_paths": [str(settings.trainings.resolve())],

@@ -44,7 +44,7 @@ def your_adapters(services: Services, tab: gr.Tab) -> AdapterChoice:
 
     def downloadable(name: str | None) -> Any:
         with plain_errors():
-            path = str(library.path(name)) if name else None
+            path = str(services.exports.adapter_file(name, library.path(name))) if name else None
         return gr.update(value=path, interactive=path is not None)
 
     def renamed(name: str | None, new_name: str) -> tuple[Any, Any, str]:

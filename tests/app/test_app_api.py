@@ -118,7 +118,7 @@ def test_visitors_who_wait_share_a_batch(app_server: AppServer, tmp_path: Path) 
         other.submit(**(SETTINGS | {"adapters": {name: 1.0}}), api_name="/generate")
         for other, name in zip(others, ADAPTERS, strict=True)
     ]
-    while len(generator._waiting) < 2:
+    while len(generator._line) < 2:
         time.sleep(0.05)
     long.cancel()
     for job, name in zip(jobs, ADAPTERS, strict=True):

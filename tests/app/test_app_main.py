@@ -64,6 +64,7 @@ def test_it_listens_on_this_machine_alone(
         (("--username", "me"), "username and password go together"),
         (("--max_images", "0"), "max_images"),
         (("--device", "abacus"), "abacus"),
+        (("--library", "mine"), "library"),
     ],
     ids=str,
 )

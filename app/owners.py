@@ -1,0 +1,122 @@
+"""Whose adapters are whose, over restarts, and a library that goes by it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+from svfit_diffusion.files.atomic import write_atomically
+
+from .base_model import BaseModel
+from .errors import LibraryError, SettingError
+from .library import AdapterLibrary
+from .visitors import HOUSE, current_visitor
+
+
+class Owners:
+    """Who owns which adapter, kept in a file; what nobody is known to own is the house's.
+
+    Args:
+        path: the file, JSON; made when the first visitor owns something.
+
+    Raises:
+        SettingError: it holds something else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        try:
+            known = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        except (ValueError, RecursionError):
+            known = None
+        if not isinstance(known, dict):
+            raise SettingError(
+                f"{path} should say who owns which adapter, and does not: mend it, or delete it, "
+                f"which gives all of them to everyone."
+            )
+        self._owners: dict[str, str] = known
+
+    def of(self, name: str) -> str:
+        """The owner of an adapter."""
+        return self._owners.get(name, HOUSE)
+
+    def set(self, name: str, owner: str) -> None:
+        """Give an adapter to an owner, the house too."""
+        with self._lock:
+            if self.of(name) == owner:
+                return
+            self._owners.pop(name, None)
+            if owner != HOUSE:
+                self._owners[name] = owner
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(self._owners, indent=1, ensure_ascii=False)
+            write_atomically(self._path, lambda file: file.write_text(text, "utf-8"))
+
+
+class OwnedLibrary(AdapterLibrary):
+    """A library as the present visitor may see and change it.
+
+    The house's adapters are there for all, and changed by the house alone; the house may do
+    everything.
+
+    Args:
+        folder: as in `AdapterLibrary`.
+        base: as in `AdapterLibrary`.
+        max_bytes: as in `AdapterLibrary`.
+        owners: whose they are.
+        rule: `owned`, `shared` or `read-only`, as `AppSettings.library` has it.
+    """
+
+    def __init__(
+        self, folder: Path, base: BaseModel, max_bytes: int, owners: Owners, rule: str
+    ) -> None:
+        super().__init__(folder, base, max_bytes)
+        self._owners = owners
+        self._rule = rule
+
+    def names(self) -> list[str]:
+        return [name for name in super().names() if self._may_see(name)]
+
+    def path(self, name: str) -> Path:
+        path = super().path(name)
+        if not self._may_see(name):
+            raise LibraryError(f"There is no adapter named “{name}”.")  # as if there were none
+        return path
+
+    def check_open(self) -> None:
+        if self._rule == "read-only" and current_visitor().owner != HOUSE:
+            raise LibraryError(
+                "This library is not to be changed by visitors: it was started with --library "
+                "read-only."
+            )
+
+    def rename(self, name: str, new_name: str) -> str:
+        self._check_own(name)
+        owner = self._owners.of(name)
+        renamed = super().rename(name, new_name)
+        self._owners.set(name, HOUSE)
+        self._owners.set(renamed, owner)
+        return renamed
+
+    def delete(self, name: str) -> None:
+        self._check_own(name)
+        super().delete(name)
+        self._owners.set(name, HOUSE)
+
+    def _claim(self, name: str) -> None:
+        self._owners.set(name, current_visitor().owner)
+
+    def _may_see(self, name: str) -> bool:
+        return self._owners.of(name) == HOUSE or self._may_change(name)
+
+    def _may_change(self, name: str) -> bool:
+        me = current_visitor().owner
+        return me == HOUSE or self._rule != "owned" or self._owners.of(name) == me
+
+    def _check_own(self, name: str) -> None:
+        self.path(name)
+        self.check_open()
+        if not self._may_change(name):
+            raise LibraryError(f"“{name}” is there for everyone, so no visitor may change it.")
