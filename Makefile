@@ -13,7 +13,11 @@ OUTPUT ?= outputs/$(notdir $(SUBJECT))
 CPU_TORCH := torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu --retries 1
 TORCH := $(shell [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null && echo '$(CPU_TORCH)' || echo torch)
 
-.PHONY: demo app test lint types unit wheel browser docs format bench-quality bench-speed soak attacks clean
+# What pip may install; CI names its lock file.
+CONSTRAINTS ?=
+PIP_INSTALL := $(BIN)/pip install --quiet $(CONSTRAINTS)
+
+.PHONY: demo app test lint types unit wheel fuzz robustness audit lock browser docs format bench-quality bench-speed soak attacks clean
 
 demo: $(VENV)/core
 	$(BIN)/python train_dreambooth_svfit.py \
@@ -45,13 +49,28 @@ types: $(VENV)/test
 unit: $(VENV)/test browser
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
+# Damaged files and random mathematics, others in each round, until the time is over or one is taken
+# wrongly; the file is then in tests/fuzz/found.
+FUZZ_SECONDS ?= 3600
+
+fuzz: $(VENV)/test
+	end=$$(($$(date +%s) + $(FUZZ_SECONDS))); \
+	while [ $$(date +%s) -lt $$end ]; do \
+	    SVFIT_HYPOTHESIS=fuzz OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --timeout=0 \
+	        tests/fuzz tests/spectrum/test_properties.py || exit 1; \
+	done
+
+# How many damaged files and kills were tried, and what was lost.
+robustness: $(VENV)/test
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/figures.py
+
 # The wheel, installed into an environment of its own and used there.
 wheel: $(VENV)/test
 	rm -rf build/wheel
 	$(BIN)/python -m build --wheel --outdir build/wheel . >/dev/null
 	$(PYTHON) -m venv build/wheel/env
-	build/wheel/env/bin/pip install --quiet $(TORCH)
-	build/wheel/env/bin/pip install --quiet build/wheel/*.whl
+	build/wheel/env/bin/pip install --quiet $(CONSTRAINTS) $(TORCH)
+	build/wheel/env/bin/pip install --quiet $(CONSTRAINTS) build/wheel/*.whl
 	$(BIN)/python tests/check_wheel.py build/wheel/*.whl build/wheel/env/bin
 
 # The documentation as a site that needs no network, nor does its building; warnings are errors.
@@ -76,6 +95,19 @@ soak: $(VENV)/test
 attacks: $(VENV)/test
 	$(BIN)/python -m benchmarks.attacks
 
+# Known weaknesses of what is installed.
+audit: $(VENV)/maintain
+	$(BIN)/pip-audit --skip-editable
+
+# CI's lock file anew, of what is installed; no GPU's libraries, which its torch does not bring.
+lock: $(VENV)/maintain
+	mkdir -p build
+	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' >build/installed.txt
+	$(BIN)/uv pip compile --quiet --no-header --no-annotate --python $(BIN)/python \
+	    --extra test --constraint build/installed.txt pyproject.toml >build/all.lock
+	{ echo '# What CI installs, of Python 3.11 on Linux without a GPU; `make lock` makes it.'; \
+	  grep -vE '^(nvidia|cuda|triton)' build/all.lock; } >.ci/requirements.lock
+
 # The app's pages are tested in Debian's Chromium. Where it can neither be found nor installed, those
 # tests are skipped with a notice.
 browser:
@@ -93,22 +125,26 @@ clean:
 
 $(VENV)/core: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet $(TORCH)
-	$(BIN)/pip install --quiet --editable .
+	$(PIP_INSTALL) $(TORCH)
+	$(PIP_INSTALL) --editable .
 	touch $@
 
 $(VENV)/app: $(VENV)/core
-	$(BIN)/pip install --quiet --editable '.[app]'
+	$(PIP_INSTALL) --editable '.[app]'
 	touch $@
 
 $(VENV)/docs: $(VENV)/core
-	$(BIN)/pip install --quiet --editable '.[docs]'
+	$(PIP_INSTALL) --editable '.[docs]'
 	touch $@
 
 $(VENV)/test: $(VENV)/core
-	$(BIN)/pip install --quiet --editable '.[test]'
+	$(PIP_INSTALL) --editable '.[test]'
 	touch $@
 
 $(VENV)/bench: $(VENV)/core
-	$(BIN)/pip install --quiet --editable '.[bench]'
+	$(PIP_INSTALL) --editable '.[bench]'
+	touch $@
+
+$(VENV)/maintain: $(VENV)/test
+	$(PIP_INSTALL) --editable '.[maintain]'
 	touch $@

@@ -61,3 +61,12 @@ def at_field(field: str) -> Iterator[None]:
 def first_line(error: Exception) -> str:
     """The sentence of an error, without what is listed below it."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def public_reason(error: Exception) -> str:
+    """Why something failed, in words for visitors: no paths, and one line."""
+    if isinstance(error, OSError):
+        return "the server has no room, or may not write"
+    if isinstance(error, SVFitError):
+        return first_line(error).rstrip(".")
+    return "something unexpected happened, and the server's log says what"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from svfit_diffusion.errors import BaseMismatchError, SVFitError
 from svfit_diffusion.files.adapter import WEIGHTS_NAME, Adapter, read_adapter
-from svfit_diffusion.files.atomic import write_atomically
+from svfit_diffusion.files.atomic import clean_up, make_folder, write_atomically
 from svfit_diffusion.files.mapped import read_metadata
 from svfit_diffusion.files.metadata import AdapterMetadata
 
@@ -22,6 +22,7 @@ from .public_names import copy_without_paths
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".safetensors"
+_HOUR = 60 * 60
 _NAME = re.compile(r"\w[\w .+-]{0,62}\w|\w")
 
 
@@ -69,7 +70,8 @@ class AdapterLibrary:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._prompts: dict[FileVersion, str] = {}
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
+        clean_up(folder, f"*{SUFFIX}", idle=_HOUR)  # others may be at work
 
     def names(self) -> list[str]:
         """Names of all adapters, sorted."""

@@ -6,10 +6,14 @@ import dataclasses
 import json
 import secrets
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
+
+from svfit_diffusion.files.atomic import make_folder, write_atomically
+from svfit_diffusion.files.json_text import parse_json
 
 from .errors import SettingError, UploadError
 from .picture import PictureSettings
@@ -26,14 +30,17 @@ def save_picture(folder: Path, image: Image.Image, settings: PictureSettings) ->
         folder: made if missing.
         image: the picture.
         settings: what it was drawn with.
+
+    Raises:
+        StorageError: there is no room or no permission.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     # The name cannot be guessed: others who may enter the app are not to find it by trying.
     moment = datetime.now().strftime("%Y%m%d-%H%M%S")
     path = folder / f"{moment}-seed{settings.seed}-{secrets.token_hex(8)}.png"
     chunks = PngInfo()
     chunks.add_itxt(KEY, json.dumps(dataclasses.asdict(settings), ensure_ascii=False))
-    image.save(path, pnginfo=chunks)
+    write_atomically(path, partial(image.save, format="PNG", pnginfo=chunks))
     return path
 
 
@@ -58,11 +65,11 @@ def read_settings(path: Path, limits: Limits) -> PictureSettings:
             "it again."
         )
     try:
-        values = json.loads(text)
+        values = parse_json(text)
         if not isinstance(values, dict):
             raise SettingError("The settings are no JSON object.")
         return PictureSettings.from_mapping(values, limits)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UploadError(f"The settings in this PNG cannot be used: {_reason(error)}") from error
 
 

@@ -18,14 +18,14 @@ from typing import Any
 
 from PIL import Image
 
-from svfit_diffusion.errors import SVFitError
 from svfit_diffusion.families import family_of
 from svfit_diffusion.training import Trainer, TrainingConfig
 from svfit_diffusion.training.class_images import generate_class_images
+from svfit_diffusion.training.keeping import save_somewhere
 from svfit_diffusion.training.preparation import DEFAULT_STEPS
 
 from .base_model import BaseModel
-from .errors import first_line
+from .errors import LibraryError, public_reason
 from .library import AdapterLibrary
 from .photos import CroppedPhoto, write_photos
 from .training_status import Sample, Stage, TrainingStatus
@@ -35,6 +35,14 @@ logger = logging.getLogger(__name__)
 
 _THUMBNAIL = 256  # pixels; what a status keeps of a photo
 _CLASS_IMAGE_SEED = 0  # the same for all trainings, which can thus share class images
+
+
+SCRATCH_NAME = "scratch"
+
+
+def scratch(folder: Path) -> tempfile.TemporaryDirectory[str]:
+    """A folder, in `folder`, for what is needed for a moment."""
+    return tempfile.TemporaryDirectory(dir=folder, prefix=f".{SCRATCH_NAME}.", suffix=".tmp")
 
 
 class _StoppedError(Exception):
@@ -99,15 +107,9 @@ class TrainingJob:
                 self._train()
         except _StoppedError:
             self.leave("Stopped before the first step; nothing is kept.")
-        except SVFitError as error:
+        except Exception as error:
             logger.exception("training of %r failed", self.status.adapter_name)
-            self._show(stage=Stage.FAILED, message=f"The training failed: {first_line(error)}")
-        except Exception:
-            logger.exception("training of %r failed", self.status.adapter_name)
-            self._show(
-                stage=Stage.FAILED,
-                message="The training failed unexpectedly; the server's log says why.",
-            )
+            self._show(stage=Stage.FAILED, message=f"The training failed: {public_reason(error)}.")
 
     def leave(self, message: str) -> None:
         """End it before its first step."""
@@ -137,7 +139,7 @@ class TrainingJob:
         pipe = self._base.view()
         self._draw_class_images(pipe)
         self._show(message="Looking at your photos.")
-        with tempfile.TemporaryDirectory(dir=self._folder) as photos:
+        with scratch(self._folder) as photos:
             write_photos(self.photos, Path(photos))
             config = dataclasses.replace(self.status.config, instance_data_dir=photos)
             trainer = Trainer(config, pipe=pipe, show_progress=False)
@@ -185,8 +187,15 @@ class TrainingJob:
     def _keep(self, trainer: Trainer) -> None:
         """Put the adapter into the library."""
         self._show(stage=Stage.SAVING, message="Saving the adapter.", seconds_left=None)
-        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
-            name = self._library.add(trainer.save(Path(folder)), self.status.adapter_name)
+        try:
+            with scratch(self._folder) as folder:
+                name = self._library.add(trainer.save(Path(folder)), self.status.adapter_name)
+        except OSError as error:
+            path = save_somewhere(trainer.adapter(), self._folder / f"unsaved-{self.status.run}")
+            logger.warning("no room in the library for what was trained, which is in %s", path)
+            raise LibraryError(
+                "the library cannot take the adapter; the server's log says where it is"
+            ) from error
         stopped = trainer.step < trainer.total_steps
         done = f"Stopped after step {trainer.step}" if stopped else f"Done, {trainer.step} steps"
         self._show(

@@ -4,13 +4,13 @@ session. A page that is loaded later finds them as well as the one that asked fo
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
 from svfit_diffusion.files.adapter import WEIGHTS_NAME, write_adapter
+from svfit_diffusion.files.atomic import clean_up
 from svfit_diffusion.training import TrainingConfig
 
 from .base_model import BaseModel
@@ -18,9 +18,10 @@ from .errors import AppError, LibraryError, SettingError
 from .library import AdapterLibrary
 from .photos import CroppedPhoto
 from .settings import Limits
-from .training_job import TrainingJob
+from .training_job import SCRATCH_NAME, TrainingJob, scratch
 from .training_status import TrainingStatus
 
+_DAY = 24 * 60 * 60
 _REMEMBERED = 20
 """Trainings that are over and can still be looked at."""
 
@@ -48,6 +49,7 @@ class TrainingJobs:
         self._over: deque[TrainingJob] = deque(maxlen=_REMEMBERED)
         self._cancelled: deque[TrainingJob] = deque(maxlen=_REMEMBERED)
         self._thread: threading.Thread | None = None
+        clean_up(folder, SCRATCH_NAME, idle=_DAY)  # photos, should an app have died here
 
     def start(
         self, adapter_name: str, photos: Sequence[CroppedPhoto], config: TrainingConfig
@@ -152,7 +154,7 @@ class TrainingJobs:
         sample = now.sample(step) if now else None
         if now is None or sample is None or sample.adapter is None:
             raise LibraryError("Nothing was learned by that step; choose a later one.")
-        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+        with scratch(self._folder) as folder:
             path = Path(folder) / WEIGHTS_NAME
             write_adapter(path, sample.adapter)
             return self._library.add(path, f"{now.adapter_name[:48]} step {sample.step}")

@@ -8,11 +8,14 @@
     ├── CacheError           the cache of singular vectors lacks room, or a hub fails it
     ├── CheckpointError      a file is not a usable adapter or training checkpoint
     │   └── BaseMismatchError    the adapter was trained on another base model
+    ├── StorageError         a file or folder cannot be written: no room, no permission
+    │   └── UnsavedError         what was trained could be written nowhere, and is in memory
     ├── AdapterNameError     an adapter name is unknown or already taken
     ├── StateError           calls out of order (unfuse before fuse, ...)
     ├── InterchangeError     an adapter cannot be exported, or a LoRA not imported
     ├── BatchError           a batch does not fit the adapters given per prompt
     ├── DivergedError        training has left the finite numbers
+    ├── LostProcessError     another process of a training has ended
     └── StoppedError         a training was stopped before it had learned anything
 
 Each is also the built-in exception that a caller who does not know us would expect.
@@ -51,6 +54,22 @@ class BaseMismatchError(CheckpointError):
     """The adapter was trained on another base model."""
 
 
+class StorageError(SVFitError, OSError):
+    """A file or folder cannot be written: there is no room, or no permission."""
+
+
+class UnsavedError(StorageError):
+    """What was trained could be written nowhere, and is in memory.
+
+    Attributes:
+        adapter: it, a `files.adapter.Adapter`: `files.adapter.write_adapter` writes it elsewhere.
+    """
+
+    def __init__(self, message: str, adapter: object) -> None:
+        super().__init__(message)
+        self.adapter = adapter
+
+
 class AdapterNameError(SVFitError, ValueError):
     """An adapter name is unknown or already taken."""
 
@@ -71,13 +90,28 @@ class DivergedError(SVFitError, ArithmeticError):
     """Training has left the finite numbers."""
 
 
+class LostProcessError(SVFitError, RuntimeError):
+    """Another process of a training has ended, without which this one cannot go on."""
+
+
 class StoppedError(SVFitError, RuntimeError):
     """A training was stopped before it had learned anything."""
 
 
+_LONGEST = 400  # characters
+
+
+def clipped(said: object) -> str:
+    """What a file or another library says, cut off where it is long: names in files may be of any
+    length.
+    """
+    text = str(said)
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + " …"
+
+
 def listed(title: str, problems: list[str], limit: int = 8) -> str:
     """A message that lists what is wrong, one line each, not more than `limit`."""
-    shown = problems[:limit]
+    shown = [clipped(problem) for problem in problems[:limit]]
     if len(problems) > limit:
         shown.append(f"… and {len(problems) - limit} more")
     return f"{title}:\n  " + "\n  ".join(shown)

@@ -18,6 +18,23 @@ SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 TOYBOX, SUBJECT, ADAPTER = (
     SAMPLES / p for p in ("toybox", "subjects/blue_car", "adapters/blue_car")
 )
+FOLDERS = {
+    "svfit_diffusion": SAMPLES.parent / "svfit_diffusion",
+    "svfit_diffusion/app": SAMPLES.parent / "app",
+}
+"""Where the modules in the wheel come from, by their place in it."""
+DATA = (
+    "svfit_diffusion/py.typed",
+    "svfit_diffusion/app/pages/crop.js",
+    "svfit_diffusion/app/pages/page.js",
+    "svfit_diffusion/app/pages/style.css",
+    "svfit_diffusion/comfyui/README.md",
+)
+"""What else of these folders is in it."""
+ABOUT = (
+    *("METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt"),
+    "licenses/LICENSE",
+)
 SECONDS_OF_HELP = 1.0
 STEPS = [
     ("python", "-c", "import svfit_diffusion; print(svfit_diffusion.__version__)"),
@@ -45,20 +62,16 @@ LEFT = ("lora.safetensors", "back", "trained/training_config.yaml", "car.png")
 
 
 def check_contents(wheel: Path) -> None:
-    """The package, and what is said of it; no tests, samples or pictures."""
+    """The modules of the package and the app, `DATA`, what is said of them, and nothing else."""
     with zipfile.ZipFile(wheel) as file:
-        names = file.namelist()
-    foreign = [n for n in names if not n.startswith(("svfit_diffusion/", "svfit_diffusion-"))]
-    suffixes = {Path(name).suffix for name in names if name.startswith("svfit_diffusion/")}
-    assert not foreign, f"the wheel holds {foreign[:5]}"
-    assert suffixes <= {".py", ".typed", ".css", ".js", ".md", ".toml"}, (
-        f"the wheel holds {suffixes}"
+        names = set(file.namelist())
+    about = wheel.name.split("-py3")[0] + ".dist-info"
+    wanted = {*DATA, *(f"{about}/{name}" for name in ABOUT)}
+    for package, folder in FOLDERS.items():
+        wanted |= {f"{package}/{p.relative_to(folder).as_posix()}" for p in folder.rglob("*.py")}
+    assert names == wanted, (
+        f"the wheel holds {sorted(names - wanted)} and lacks {sorted(wanted - names)}"
     )
-    assert {
-        "svfit_diffusion/app/pages/style.css",
-        "svfit_diffusion/app/pages/page.js",
-        "svfit_diffusion/cli/main.py",
-    } <= set(names)
     print(f"{wheel.name}: {wheel.stat().st_size:,} bytes, {len(names)} files")
 
 

@@ -15,12 +15,20 @@ import tiny
 import tiny_adapters
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from fake_hub import FakeHub
+from hypothesis import HealthCheck, settings
 from transformers import CLIPTextModel
 
 from svfit_diffusion.files import basis_repository
 from svfit_diffusion.files.adapter import WEIGHTS_NAME, write_adapter
 
 pytest_plugins = ["app_server"]
+
+_SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
+settings.register_profile("ci", deadline=None, derandomize=True, suppress_health_check=_SLOW)
+settings.register_profile(
+    "fuzz", deadline=None, max_examples=2000, database=None, suppress_health_check=_SLOW
+)
+settings.load_profile(os.environ.get("SVFIT_HYPOTHESIS", "ci"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import gradio as gr
 
-from svfit_diffusion.errors import SVFitError
+from svfit_diffusion.errors import StorageError, SVFitError
 
 from ..errors import AppError, first_line
 from ..visits import Progress
@@ -21,6 +21,7 @@ from ..visits import Progress
 logger = logging.getLogger(__name__)
 
 _UNEXPECTED = "Something went wrong here; the server's log says what."
+_NO_ROOM = "The server has no room for this, or may not write it; its log says where."
 
 
 def sentence(error: Exception) -> tuple[str, str]:
@@ -29,6 +30,9 @@ def sentence(error: Exception) -> tuple[str, str]:
     """
     if isinstance(error, gr.Error):
         return error.message, ""
+    if isinstance(error, StorageError):  # which names a path
+        logger.error("not written", exc_info=error)
+        return _NO_ROOM, ""
     if isinstance(error, SVFitError):
         logger.warning("refused: %s", error, exc_info=True)
         return first_line(error), error.field if isinstance(error, AppError) else ""

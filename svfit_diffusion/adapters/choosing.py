@@ -17,6 +17,7 @@ from svfit_diffusion.adapters.components import (
     refuse_copies,
     select,
 )
+from svfit_diffusion.adapters.drawing import only_this_thread_draws
 from svfit_diffusion.adapters.rows import RowLayout
 from svfit_diffusion.adapters.strengths import (
     AdapterMix,
@@ -103,6 +104,7 @@ def svfit_adapters_per_prompt(
     check_names(models, [name for mix in of_prompts for name in mix])
     refuse_change(models, "give adapters per prompt")
     with ExitStack() as stack:
+        stack.enter_context(only_this_thread_draws(models.values()))
         for component, injection in injections(models).items():
             is_denoiser = component in DENOISERS
             layout = RowLayout(len(of_prompts))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from svfit_diffusion.adapters.drawing import GIVEN_ELSEWHERE
 from svfit_diffusion.errors import BatchError, StateError
 
 
@@ -38,10 +39,7 @@ class RowLayout:
             StateError: another thread has given them.
         """
         if not torch.compiler.is_compiling() and threading.get_ident() != self._thread:
-            raise StateError(
-                "another thread has given adapters per prompt to this pipeline: wait until it has "
-                "left svfit_adapters_per_prompt(), or give each thread a pipeline of its own"
-            )
+            raise StateError(GIVEN_ELSEWHERE)
         rows = next((n for value in (*args, *kwargs.values()) if (n := _rows(value))), 0)
         self._check(rows)
         self._seen = rows

@@ -137,11 +137,11 @@ def _save(pictures: list[Image.Image], files: list[Path], settings: list[dict[st
     """Write pictures, each with its settings as JSON in a text of the PNG."""
     from PIL.PngImagePlugin import PngInfo
 
-    from svfit_diffusion.files.atomic import write_atomically
+    from svfit_diffusion.files.atomic import make_folder, write_atomically
 
     for picture, file, own in zip(pictures, files, settings, strict=True):
         info = PngInfo()
         info.add_itxt("svfit", json.dumps(own, ensure_ascii=False))
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent)
         write_atomically(file, partial(picture.save, format="PNG", pnginfo=info))
         print(file)

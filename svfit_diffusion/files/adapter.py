@@ -16,23 +16,29 @@ hand are those of the training. Files of format version 1 have none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from svfit_diffusion.errors import CheckpointError, listed
-from svfit_diffusion.files.atomic import write_safetensors
+from svfit_diffusion.files.adapter_tensors import (
+    POSITIONS,
+    SKETCH,
+    VALUES,
+    problems_in,
+    split_suffix,
+)
+from svfit_diffusion.files.atomic import make_folder, write_safetensors
 from svfit_diffusion.files.metadata import (
     FORMAT,
     FORMAT_VERSION,
     READABLE_VERSIONS,
     AdapterMetadata,
 )
+from svfit_diffusion.files.reading import read_safetensors
 
 WEIGHTS_NAME = "pytorch_svfit_weights.safetensors"
 DENOISERS = ("unet", "transformer", "transformer_2", "prior", "decoder")
@@ -46,10 +52,6 @@ COMPONENTS = (
 )
 """Pipeline components that adapters may shift."""
 
-_VALUES = ".delta"
-_POSITIONS = ".index"
-_SKETCH = ".sketch"
-_SKETCH_LENGTH = 4
 _MAX_SPARSE_LENGTH = 2**15  # what int16 counts
 _MAX_VALUES = 2**24  # several times what any model has; a small file must not fill the memory
 _HEADER_ENTRY_BYTES = 60  # type, shape and offsets of a tensor; its name comes on top
@@ -93,7 +95,7 @@ def state_dict(adapter: Adapter) -> dict[str, Tensor]:
     for component, sketches in adapter.sketches.items():
         published = {_published_path(component, path): s for path, s in sketches.items()}
         rows = [published[path] for path in sorted(published)]
-        tensors[component + _SKETCH] = torch.stack(rows).float()
+        tensors[component + SKETCH] = torch.stack(rows).float()
     return tensors
 
 
@@ -102,11 +104,11 @@ def _packed(name: str, delta: Tensor) -> dict[str, Tensor]:
     kept = delta.nonzero().flatten()
     dense = delta[: max(kept.tolist(), default=0) + 1]
     index = kept.to(torch.int16)
-    index_bytes = index.nbytes + len(name + _POSITIONS) + _HEADER_ENTRY_BYTES
+    index_bytes = index.nbytes + len(name + POSITIONS) + _HEADER_ENTRY_BYTES
     is_smaller = delta[kept].nbytes + index_bytes < dense.nbytes
     if is_smaller and kept.numel() and dense.numel() <= _MAX_SPARSE_LENGTH:
-        return {_VALUES: delta[kept], _POSITIONS: index}
-    return {_VALUES: dense}
+        return {VALUES: delta[kept], POSITIONS: index}
+    return {VALUES: dense}
 
 
 def _published_path(component: str, path: str) -> str:
@@ -120,9 +122,9 @@ def write_adapter(path: Path, adapter: Adapter) -> None:
     """Write an adapter file, whole or not at all.
 
     Raises:
-        OSError: the file could not be written; one that was there is untouched.
+        StorageError: there is no room or no permission; a file that was there is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_safetensors(path, state_dict(adapter), adapter.metadata.to_header())
 
 
@@ -140,15 +142,7 @@ def read_adapter(path: Path) -> Adapter:
             f"{path} looks like a pickle, which can run code when loaded; "
             f"SVFit adapters are .safetensors files"
         )
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, RuntimeError) as error:  # torch maps the file, and may fail
-        raise CheckpointError(
-            f"{path} is not a readable safetensors file (damaged, truncated or another format): "
-            f"{error}"
-        ) from error
+    tensors, header = read_safetensors(path)
     try:
         return parse_adapter(tensors, header)
     except CheckpointError as error:
@@ -172,15 +166,15 @@ def parse_adapter(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> A
     version = header.get("format_version", FORMAT_VERSION)
     if header.get("format", FORMAT) == FORMAT and version not in READABLE_VERSIONS:
         raise CheckpointError(
-            f"adapter format version {version} is not known to this svfit-diffusion, which reads "
-            f"versions {' and '.join(READABLE_VERSIONS)}; upgrade the package"
+            f"adapter format version {version[:20]} is not known to this svfit-diffusion, which "
+            f"reads versions {' and '.join(READABLE_VERSIONS)}; upgrade the package"
         )
-    problems = list(_problems(tensors))
+    problems = list(problems_in(tensors, COMPONENTS))
     if problems:
         raise CheckpointError(listed("not an SVFit adapter", problems))
-    if not any(_split_suffix(str(name))[1] == _VALUES for name in tensors):
+    if not any(split_suffix(str(name))[1] == VALUES for name in tensors):
         raise CheckpointError("holds no shifts, expected one `.delta` vector per layer")
-    lengths = {n: int(t[-1]) + 1 for n, t in tensors.items() if _split_suffix(n)[1] == _POSITIONS}
+    lengths = {n: int(t[-1]) + 1 for n, t in tensors.items() if split_suffix(n)[1] == POSITIONS}
     if sum(lengths.values()) > _MAX_VALUES:
         raise CheckpointError(
             f"its positions reach over {sum(lengths.values())} singular values, more than any "
@@ -188,11 +182,13 @@ def parse_adapter(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> A
         )
     deltas: dict[str, dict[str, Tensor]] = {}
     for name, values in tensors.items():
-        layer, suffix = _split_suffix(name)
-        if suffix == _VALUES:
+        layer, suffix = split_suffix(name)
+        if suffix == VALUES:
             component, _, path = layer.partition(".")
-            index = tensors.get(layer + _POSITIONS)
-            deltas.setdefault(component, {})[path] = _unpacked(values.float(), index)
+            index = tensors.get(layer + POSITIONS)
+            # A copy: what is mapped goes when someone else shortens the file.
+            dense = _unpacked(values.to(torch.float32, copy=True), index)
+            deltas.setdefault(component, {})[path] = dense
     return Adapter(deltas, AdapterMetadata.from_header(header), _sketches(tensors, deltas))
 
 
@@ -206,60 +202,14 @@ def _sketches(
     """
     sketches = {}
     for name, rows in tensors.items():
-        component, suffix = _split_suffix(name)
-        if suffix == _SKETCH:
+        component, suffix = split_suffix(name)
+        if suffix == SKETCH:
             paths = sorted(deltas.get(component, {}))
             if len(rows) != len(paths):
                 raise CheckpointError(f"{name!r} is of {len(rows)} layers, expected {len(paths)}")
-            sketches[component] = dict(zip(paths, rows.float(), strict=True))
+            own = rows.to(torch.float32, copy=True)
+            sketches[component] = dict(zip(paths, own, strict=True))
     return sketches
-
-
-def _problems(tensors: Mapping[Any, Any]) -> Iterator[str]:
-    """What keeps named tensors from being an adapter."""
-    for name, tensor in tensors.items():
-        layer, suffix = _split_suffix(str(name))
-        component, _, path = layer.partition(".")
-        is_sketch = suffix == _SKETCH and not path
-        is_layer = suffix in (_VALUES, _POSITIONS) and path
-        if component not in COMPONENTS or not (is_sketch or is_layer):
-            yield f"unknown key {name!r}"
-        elif not isinstance(tensor, Tensor):
-            yield f"{name!r} is a {type(tensor).__name__}, expected a tensor"
-        elif is_sketch:
-            yield from _problems_of_sketch(name, tensor)
-        elif suffix == _POSITIONS:
-            yield from _problems_of_index(name, tensor, tensors.get(layer + _VALUES))
-        elif tensor.dim() != 1 or not tensor.numel() or not tensor.is_floating_point():
-            yield f"{name!r} is {tuple(tensor.shape)} {tensor.dtype}, expected a float vector (r,)"
-        elif not torch.isfinite(tensor.float()).all():
-            yield f"{name!r} holds NaN or infinite values"
-
-
-def _problems_of_sketch(name: str, rows: Tensor) -> Iterator[str]:
-    if rows.dim() != 2 or rows.shape[-1] != _SKETCH_LENGTH or not rows.is_floating_point():
-        yield f"{name!r} is {tuple(rows.shape)} {rows.dtype}, expected (layers, {_SKETCH_LENGTH})"
-    elif not torch.isfinite(rows.float()).all():
-        yield f"{name!r} holds NaN or infinite values"
-
-
-def _problems_of_index(name: str, index: Tensor, values: Any) -> Iterator[str]:
-    """What keeps a tensor from holding the positions of `values`."""
-    if not isinstance(values, Tensor):
-        yield f"{name!r} has no {_VALUES!r} vector beside it"
-    elif index.dtype != torch.int16 or index.dim() != 1 or index.shape != values.shape:
-        yield (
-            f"{name!r} is {tuple(index.shape)} {index.dtype}, expected an int16 vector of as many "
-            f"positions as its {_VALUES!r} has values, {tuple(values.shape)}"
-        )
-    elif (index < 0).any() or (index.diff() <= 0).any():
-        yield f"{name!r} holds positions that do not ascend from 0 or more"
-
-
-def _split_suffix(name: str) -> tuple[str, str]:
-    """A tensor's name as `<component>.<module path>` and the suffix that says what it holds."""
-    layer, dot, kind = name.rpartition(".")
-    return layer, dot + kind
 
 
 def _unpacked(values: Tensor, index: Tensor | None) -> Tensor:

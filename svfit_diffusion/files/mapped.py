@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 from dataclasses import dataclass
@@ -11,6 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from svfit_diffusion.errors import clipped
+from svfit_diffusion.files.json_text import MAX_CHARACTERS, parse_json
 
 _DTYPES = {"F16": torch.float16, "F32": torch.float32}
 
@@ -52,10 +54,10 @@ def map_safetensors(path: Path) -> MappedFile:
         pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     begin = 8 + int.from_bytes(pages[:8], "little")
     try:
-        entries, metadata = _parse(pages[8:begin])
+        entries, metadata = _parse(pages[8 : min(begin, 8 + MAX_CHARACTERS)])
         tensors = {name: _tensor(pages, begin, entry) for name, entry in entries.items()}
-    except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"not a safetensors file of floats ({error!r})") from error
+    except (LookupError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"not a safetensors file of floats ({clipped(repr(error))})") from error
     return MappedFile(tensors, metadata, pages)
 
 
@@ -68,17 +70,17 @@ def read_metadata(path: Path) -> dict[str, str]:
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size:
+        if length > min(path.stat().st_size, MAX_CHARACTERS):
             raise ValueError("not a safetensors file")
         try:
             return _parse(file.read(length))[1]
-        except (RecursionError, TypeError, ValueError) as error:
-            raise ValueError(f"not a safetensors file ({error!r})") from error
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"not a safetensors file ({clipped(repr(error))})") from error
 
 
 def _parse(header: bytes) -> tuple[dict[str, Any], dict[str, str]]:
     """The entries of a header by the tensors' names, and the metadata."""
-    entries = json.loads(header)
+    entries = parse_json(header.decode())
     if not isinstance(entries, dict):
         raise TypeError("the header is no object")
     metadata = entries.pop("__metadata__", {})

@@ -9,6 +9,7 @@ from importlib import metadata as importlib_metadata
 from typing import Any
 
 from svfit_diffusion.errors import CheckpointError
+from svfit_diffusion.files.json_text import MAX_CHARACTERS, parse_json
 
 FORMAT = "svfit"
 FORMAT_VERSION = "2"
@@ -59,25 +60,31 @@ class AdapterMetadata:
         values: dict[str, Any] = {}
         for name, default in vars(cls()).items():
             if name in header:
-                values[name] = header[name]
-                if isinstance(default, dict):
-                    values[name] = _parse_object(name, header[name])
-                if name in _OBJECTS_OF_TEXT and not all(
-                    isinstance(value, str) for value in values[name].values()
-                ):
-                    raise CheckpointError(
-                        f"adapter metadata {name!r} should hold strings, got {header[name]!r}"
-                    )
+                parse = _parse_object if isinstance(default, dict) else _checked_text
+                values[name] = parse(name, header[name])
         return cls(**values)
+
+
+def _checked_text(name: str, text: str) -> str:
+    if len(text) > MAX_CHARACTERS:
+        raise CheckpointError(
+            f"adapter metadata {name!r} has {len(text):,} characters, expected at most "
+            f"{MAX_CHARACTERS:,}"
+        )
+    return text
 
 
 def _parse_object(name: str, text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
+        value = parse_json(text)
+    except ValueError as error:
         raise CheckpointError(f"adapter metadata {name!r} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"adapter metadata {name!r} should be a JSON object, got {text!r}")
+        raise CheckpointError(
+            f"adapter metadata {name!r} should be a JSON object, got {text[:80]!r}"
+        )
+    if name in _OBJECTS_OF_TEXT and not all(isinstance(entry, str) for entry in value.values()):
+        raise CheckpointError(f"adapter metadata {name!r} should hold strings, got {text[:80]!r}")
     return value
 
 

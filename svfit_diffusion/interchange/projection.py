@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from svfit_diffusion.adapters.base_weights import base_weights
 from svfit_diffusion.adapters.components import Models, models_of
 from svfit_diffusion.adapters.targets import shiftable_layers
-from svfit_diffusion.errors import InterchangeError
+from svfit_diffusion.errors import InterchangeError, clipped
 from svfit_diffusion.files.adapter import Adapter
 from svfit_diffusion.files.metadata import AdapterMetadata, package_versions
 from svfit_diffusion.interchange.factors import Factors
@@ -80,7 +80,9 @@ def _refuse_dora(lora: Path | Mapping[str, Tensor]) -> None:
             with safe_open(lora, framework="pt") as file:
                 names = list(file.keys())
         except (SafetensorError, OSError) as error:
-            raise InterchangeError(f"{lora}: no readable safetensors file ({error})") from error
+            raise InterchangeError(
+                f"{lora}: no readable safetensors file ({clipped(error)})"
+            ) from error
     if any("dora_scale" in name or "lora_magnitude_vector" in name for name in names):
         raise InterchangeError(
             "this is a DoRA, whose change is not low-rank; apply it to a copy of the base, and "

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from svfit_diffusion.files.atomic import write_safetensors
+from svfit_diffusion.files.atomic import make_folder, write_safetensors
 from svfit_diffusion.files.mapped import map_safetensors
 from svfit_diffusion.spectrum.basis import Basis
 from svfit_diffusion.spectrum.sketch import PROBES, probes_of
@@ -77,11 +77,11 @@ def write_basis(folder: Path, digest: str, basis: Basis) -> None:
     """Write a basis with vectors in float16 to its file in a folder, which is made if need be.
 
     Raises:
-        OSError: it could not be written; a file that was there is untouched.
+        StorageError: there is no room or no permission; a file that was there is untouched.
     """
     tensors = {"u": basis.u, "v": basis.v, "sigma": basis.sigma, "probes": probes_of(basis)}
     header = {"format": FORMAT, "weight": digest, "checksum": _checksum(basis)}
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_safetensors(basis_path(folder, digest), tensors, header)
 
 

@@ -7,9 +7,11 @@ a damaged or foreign one is recomputed. `stored` looks after the folder.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
+import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from svfit_diffusion.errors import BasisError
+from svfit_diffusion.files.atomic import clean_up
 from svfit_diffusion.spectrum import solver
 from svfit_diffusion.spectrum.basis import Basis, as_matrix, canonical_weight
 from svfit_diffusion.spectrum.basis_file import basis_path, mark_used, read_basis, write_basis
@@ -27,6 +30,7 @@ from svfit_diffusion.spectrum.workers import single_threads
 
 logger = logging.getLogger(__name__)
 
+_HOUR = 60 * 60
 _THREADS = 4
 """Hashing and reading wait for memory and disk, and leave Python's lock."""
 
@@ -111,6 +115,9 @@ def load_bases(
         found = dict(zip(base.weights, read, strict=True))
     missing = [path for path, basis in found.items() if basis is None]
     bases = {path: basis for path, basis in found.items() if basis is not None}
+    if missing:
+        with contextlib.suppress(OSError):
+            clean_up(folder, "*.safetensors", idle=_HOUR)  # others may be at work
     computed = _compute(base, missing, folder, device)
     for path, basis in tqdm(
         zip(missing, computed, strict=True),
@@ -145,11 +152,14 @@ def _compute(
     On a CPU as many at a time as there are threads: solvers scale poorly.
     """
 
+    is_full = threading.Event()
+
     def compute(path: str) -> Basis:
         matrix = base.matrix(path)
         basis = solver.singular_basis(matrix.to(device or matrix.device))
         basis = basis.to(matrix.device, torch.float16)
-        _write(folder, base.digests[path], basis)
+        if not is_full.is_set() and not _write(folder, base.digests[path], basis):
+            is_full.set()
         # From the file, as later: it need not stay in memory.
         return _read(folder, base, path) or basis
 
@@ -191,8 +201,13 @@ def _read(folder: Path, base: BaseWeights, path: str) -> Basis | None:
     return basis
 
 
-def _write(folder: Path, digest: str, basis: Basis) -> None:
+def _write(folder: Path, digest: str, basis: Basis) -> bool:
+    """Cache a basis, or warn that it cannot be."""
     try:
         write_basis(folder, digest, basis)
     except OSError as error:
-        logger.warning("Singular values could not be cached in %s: %s", folder, error)
+        logger.warning(
+            "Singular values could not be cached in %s, nor are others: %s", folder, error
+        )
+        return False
+    return True

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from svfit_diffusion.errors import CacheError
-from svfit_diffusion.files.atomic import write_atomically
+from svfit_diffusion.files.atomic import make_folder, write_atomically
 from svfit_diffusion.files.basis_repository import (
     FOLDER,
     RepositoryFiles,
@@ -103,7 +103,7 @@ def pull_bases(
     Raises:
         CacheError: it has none of them, the disk has no room, or the hub is not reached or fails on
             the way; what has come then is kept.
-        OSError: the cache cannot be written.
+        StorageError: the cache cannot be written.
     """
     folder = cache_directory() if cache is None else cache
     there = files_of(repo_id, revision, token)
@@ -113,7 +113,7 @@ def pull_bases(
     usable = {file.digest for file in present if file not in wrong}
     wanted = {digest: name for digest, name in offered.items() if digest not in usable}
     require_room(folder, sum(there.sizes[name] for name in wanted.values()))
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=PULLED[0], suffix=PULLED[1]) as name:
         try:
             if wanted:

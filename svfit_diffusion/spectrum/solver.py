@@ -29,6 +29,7 @@ def singular_basis(matrix: Tensor) -> Basis:
         A basis on the matrix's device, contiguous, float32; of rank 0 where the matrix is zero.
     """
     tall = matrix.shape[0] > matrix.shape[1]
+    matrix = matrix.contiguous()  # so that its layout in memory decides no rounding
     wide = (matrix.mT if tall else matrix).double()
     left, sigma, right = _wide_svd(wide)
     rank = int((sigma > _RANK_DEFICIENT * sigma[0]).sum())

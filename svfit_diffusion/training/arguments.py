@@ -101,7 +101,7 @@ def _words_in(path: Path, parser: FlagParser) -> Iterator[str]:
     """The settings in a YAML file as words of a command line."""
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the settings in {path}: {error}") from None
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} should hold a line `name: value` for each setting")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from svfit_diffusion.adapters.components import models_of
-from svfit_diffusion.errors import ConfigError
+from svfit_diffusion.errors import ConfigError, clipped
+from svfit_diffusion.files.json_text import parse_json
 
 _SINGLE_FILES = (".safetensors", ".ckpt")
 _SINGLE_FILE_CLASSES = {
@@ -158,7 +158,7 @@ def _load_single_file(path: Path, config: str | None) -> Any:
 def _class_in(config: str) -> str:
     index = Path(config) / "model_index.json"
     if index.is_file():
-        return str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
+        return str(parse_json(index.read_text(encoding="utf-8"))["_class_name"])
     return str(DiffusionPipeline.load_config(config)["_class_name"])
 
 
@@ -170,7 +170,7 @@ def _kind(path: Path) -> str:
     except KeyError as error:
         raise ConfigError(f"{path} is a single file of no known kind: it lacks {error}") from None
     except SafetensorError as error:
-        raise ConfigError(f"{path} is not a readable safetensors file: {error}") from error
+        raise ConfigError(f"{path} is not a readable safetensors file: {clipped(error)}") from error
 
 
 class _Shapes(Mapping[str, Any]):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from svfit_diffusion.errors import DataError
+from svfit_diffusion.files.json_text import parse_json
 from svfit_diffusion.training.folders import CAPTION_SUFFIXES, METADATA_NAMES
 
 _COLUMNS = ("text", "caption", "prompt")
@@ -136,9 +136,11 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
         where = f"{path}, line {number}"
         if line.strip():
             try:
-                yield where, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{where}: expected {_EXPECTED}, got {line.strip()!r}") from error
+                yield where, parse_json(line)
+            except ValueError as error:
+                raise DataError(
+                    f"{where}: expected {_EXPECTED}, got {line.strip()[:80]!r}"
+                ) from error
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:

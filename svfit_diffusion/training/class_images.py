@@ -18,12 +18,13 @@ import torch
 from PIL.PngImagePlugin import PngInfo
 from tqdm.auto import tqdm
 
-from svfit_diffusion.files.atomic import write_atomically
+from svfit_diffusion.files.atomic import clean_up, make_folder, write_atomically
 from svfit_diffusion.training.captions import read_captions
 from svfit_diffusion.training.folders import PhotoFile, look_into
 from svfit_diffusion.training.photos import Photo, read_photos
 
 _DRAWN = re.compile(r"class_([0-9a-f]{8})_\d{4,}\.png")
+_HOUR = 60 * 60
 
 
 def missing_class_images(folder: Path, prompt: str, base: str, wanted: int) -> int:
@@ -72,8 +73,12 @@ def generate_class_images(
         process_index: this process; it makes every `num_processes`-th image.
         num_processes: processes at work.
         show_progress: show a progress bar.
+
+    Raises:
+        StorageError: there is no room or no permission; what has been drawn is kept.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
+    clean_up(folder, "class_*.png", idle=_HOUR)  # others may be at work
     own = len(
         [file for file in _files(folder, prompt, base) if not _DRAWN.fullmatch(file.path.name)]
     )

@@ -13,6 +13,7 @@ from torch import nn
 from transformers.optimization import Adafactor
 
 from svfit_diffusion.errors import ConfigError
+from svfit_diffusion.training.processes import together
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ def average_gradients(accelerator: Accelerator, parameters: list[nn.Parameter]) 
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if accelerator.num_processes == 1 or not gradients:
         return
-    flat = accelerator.reduce(torch.cat(gradients), "mean")
+    with together(accelerator):
+        flat = accelerator.reduce(torch.cat(gradients), "mean")
     for gradient in gradients:
         gradient.copy_(flat[: gradient.numel()])
         flat = flat[gradient.numel() :]

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from svfit_diffusion.errors import ConfigError
 from svfit_diffusion.files.adapter import WEIGHTS_NAME
-from svfit_diffusion.files.atomic import write_atomically
+from svfit_diffusion.files.atomic import make_folder, remove_folder, write_atomically
+from svfit_diffusion.files.json_text import parse_json
 from svfit_diffusion.training.step import StepRecord
 
 LOG_NAME = "training_log.jsonl"
@@ -58,17 +59,20 @@ def begin_output(folder: Path, checkpoint: Path | None, step: int) -> None:
         step: steps done.
 
     Raises:
-        OSError: it cannot be written.
+        StorageError: there is no room or no permission.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     lines: list[str] = []
     log = folder / LOG_NAME
     if _is_inside(checkpoint, folder):
         if log.exists():
-            lines = [line for line in log.read_text().splitlines() if _step(line) <= step]
+            lines = [
+                line for line in log.read_text(errors="replace").splitlines() if _step(line) <= step
+            ]
     else:
         for old in [*_checkpoints(folder), folder / PICTURES]:
-            shutil.rmtree(old, ignore_errors=True)
+            if old.is_dir():
+                remove_folder(old)
     text = "".join(f"{line}\n" for line in lines)
     write_atomically(log, lambda target: target.write_text(text))
 
@@ -82,8 +86,8 @@ def log_step(folder: Path, record: StepRecord) -> None:
 
 def _step(line: str) -> float:
     """Of a line of the log; infinite where the line was cut off."""
-    with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
-        return int(json.loads(line)["step"])
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return float(parse_json(line)["step"])
     return float("inf")
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from svfit_diffusion.files.atomic import make_folder, write_atomically
 from svfit_diffusion.training.grid import labelled_grid, stacked
+from svfit_diffusion.training.keeping import Shortages
 from svfit_diffusion.training.output import PICTURES
+from svfit_diffusion.training.processes import wait_for_all
 from svfit_diffusion.training.trainer import Trainer
 
 Images = list[list[Image.Image]]
@@ -34,27 +38,38 @@ def write_single(trainer: Trainer, images: Images, prompts: Sequence[str], name:
         name: of the folder, in that of the pictures.
     """
     folder = Path(trainer.config.output_dir) / PICTURES / name
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for row, (prompt, drawn) in enumerate(zip(prompts, images, strict=True), 1):
         for number, image in enumerate(drawn):
             about = PngInfo()
             about.add_text("svfit", json.dumps({"prompt": prompt, "seed": trainer.seed + number}))
-            image.save(folder / f"prompt{row}_{number}.png", pnginfo=about)
+            write(image, folder / f"prompt{row}_{number}.png", about)
 
 
-def validate(trainer: Trainer) -> None:
+def write(picture: Image.Image, path: Path, about: PngInfo | None = None) -> None:
+    """Write a PNG, whole or not at all, with what is to be said of it.
+
+    Raises:
+        StorageError: there is no room or no permission.
+    """
+    write_atomically(path, partial(picture.save, format="PNG", pnginfo=about))
+
+
+def validate(trainer: Trainer, shortages: Shortages) -> None:
     """Draw the validation prompts; write the images and give trackers a picture of them."""
     config, name = trainer.config, step_name(trainer.step)
     images = draw(trainer, config.validation_prompt)
     if images:
-        write_single(trainer, images, config.validation_prompt, name)
         columns = [f"step {trainer.step}"] + [""] * (config.num_validation_images - 1)
         picture = labelled_grid(images, config.validation_prompt, columns)
-        picture.save(Path(config.output_dir) / PICTURES / f"{name}.png")
-        for tracker in trainer.accelerator.trackers:
-            if hasattr(tracker, "log_images"):
-                _log_picture(tracker, picture, trainer.step)
-    trainer.accelerator.wait_for_everyone()
+        with shortages.going_on_without(f"pictures of step {trainer.step}"):
+            write_single(trainer, images, config.validation_prompt, name)
+            write(picture, Path(config.output_dir) / PICTURES / f"{name}.png")
+        with shortages.going_on_without("trackers"):
+            for tracker in trainer.accelerator.trackers:
+                if hasattr(tracker, "log_images"):
+                    _log_picture(tracker, picture, trainer.step)
+    wait_for_all(trainer.accelerator)
 
 
 def step_name(step: int) -> str:

@@ -35,6 +35,7 @@ from svfit_diffusion.training.photo_set import photo_sets
 from svfit_diffusion.training.photos import Photo, find_photos
 from svfit_diffusion.training.placement import Placement
 from svfit_diffusion.training.preview import Preview
+from svfit_diffusion.training.processes import main_first, together, wait_for_all
 from svfit_diffusion.training.subject import Subject
 
 DEFAULT_STEPS = 400
@@ -117,7 +118,8 @@ class Preparation:
     def _shared_seed(self) -> int:
         """The configured seed, or one that the main process draws for all."""
         drawn = [secrets.randbits(31) if self._config.seed is None else self._config.seed]
-        return int(broadcast_object_list(drawn)[0])
+        with together(self.accelerator):
+            return int(broadcast_object_list(drawn)[0])
 
     @contextlib.contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
@@ -148,7 +150,7 @@ class Preparation:
     def _put_on(self, undo: contextlib.ExitStack) -> Subject:
         """The adapter in training; `undo` takes it off again."""
         self._placement.bring(self.components)  # where weights are, vectors are computed
-        with self._timed("singular vectors"), self.accelerator.main_process_first():
+        with self._timed("singular vectors"), main_first(self.accelerator):
             # The main process fills the cache; the others find the basis there.
             models = {name: getattr(self.family.pipe, name) for name in self.components}
             subject = Subject(models, self._config.svfit, show_progress=self._show_progress)
@@ -226,7 +228,7 @@ class Preparation:
                     num_processes=self.accelerator.num_processes,
                     show_progress=self._show_progress,
                 )
-        self.accelerator.wait_for_everyone()
+        wait_for_all(self.accelerator)
         return class_photos(folder, prompt, base, wanted)
 
     @property

@@ -14,6 +14,7 @@ from svfit_diffusion.errors import DivergedError
 from svfit_diffusion.training.budget import Pruner
 from svfit_diffusion.training.objective import Objective
 from svfit_diffusion.training.optimization import average_gradients
+from svfit_diffusion.training.processes import together
 from svfit_diffusion.training.subject import Subject
 
 
@@ -149,7 +150,8 @@ class Stepper:
             for i, part in enumerate((instance, prior)):
                 if part is not None:
                     sums[i] += part.detach().cpu() / settings.accumulation
-        first, second = accelerator.reduce(sums.to(accelerator.device), "mean").tolist()
+        with together(accelerator):
+            first, second = accelerator.reduce(sums.to(accelerator.device), "mean").tolist()
         return first, second if keeps_class else None
 
     def _positions(self, accumulated: int) -> list[int]:

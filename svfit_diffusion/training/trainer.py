@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ class Trainer:
         config: as given.
         accelerator: where it runs.
         seed: of everything random.
+        run: names this run; a resumed one has the name of the run it continues.
         family: of the pipeline.
         pipe: the pipeline in training, adapter included.
         resolution: side of training images in pixels, of a square.
@@ -82,6 +84,7 @@ class Trainer:
         self._preparation = ready = Preparation(config, accelerator, pipe, show_progress)
         self.accelerator = ready.accelerator
         self.seed = ready.seed
+        self.run = uuid.uuid4().hex
         self.family = ready.family
         self.pipe = ready.family.pipe
         self.resolution = ready.resolution
@@ -217,7 +220,7 @@ class Trainer:
         """Write the adapter as learned so far into a folder, whole or not at all.
 
         Raises:
-            OSError: it could not be written; a file that was there is untouched.
+            StorageError: there is no room or no permission; a file that was there is untouched.
         """
         path = folder / WEIGHTS_NAME
         write_adapter(path, self.adapter())

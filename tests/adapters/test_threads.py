@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import os
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +16,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from merged import CHANGES, CLOSE, check_switching, load, tiny_pictures
 from tiny import make_tiny_pipeline, run_pipeline
+from tiny_adapters import make_variant
 from torch import Tensor
 
 from svfit_diffusion import StateError
@@ -23,7 +27,7 @@ SECONDS = 30
 
 
 @contextmanager
-def drawing(pipe: Any) -> Iterator[list[Tensor]]:
+def drawing(pipe: Any, **settings: Any) -> Iterator[list[Tensor]]:
     """While a thread is in the midst of a picture, which is there afterwards."""
     started, go_on = threading.Event(), threading.Event()
     pictures: list[Tensor] = []
@@ -34,7 +38,7 @@ def drawing(pipe: Any) -> Iterator[list[Tensor]]:
         return kwargs
 
     def draw() -> None:
-        pictures.append(run_pipeline(pipe, callback_on_step_end=wait))
+        pictures.append(run_pipeline(pipe, callback_on_step_end=wait, **settings))
 
     thread = threading.Thread(target=draw)
     thread.start()
@@ -148,6 +152,78 @@ def test_a_class_of_ones_own_that_calls_its_parent_twice() -> None:
     pipe.disable_svfit()
 
 
+def test_a_call_that_a_mixin_brings_is_noted() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Calling:
+        def __call__(self) -> None:
+            begun.set()
+            go_on.wait(SECONDS)
+
+    class Mixed(Calling, StableDiffusionPipeline):
+        pass
+
+    pipe = load(Mixed(**make_tiny_pipeline().components))
+    thread = threading.Thread(target=pipe)
+    thread.start()
+    assert begun.wait(SECONDS)
+    with pytest.raises(StateError, match="another thread is drawing"):
+        pipe.disable_svfit()
+    go_on.set()
+    thread.join(SECONDS)
+    assert not hasattr(Calling.__call__, "__svfit_watched__"), "others may use it elsewhere"
+
+
+def test_a_pipeline_that_shares_models_is_concerned() -> None:
+    pipe = load(make_tiny_pipeline())
+    variant, settings = make_variant(pipe, "image")
+    with drawing(variant, **settings), pytest.raises(StateError, match="another thread is drawing"):
+        pipe.set_svfit_adapters("a", 0.5)
+    check_switching(pipe, tiny_pictures())
+
+
+def test_a_model_that_is_wrapped_is_concerned() -> None:
+    pipe = load(make_tiny_pipeline())
+    parts = {**pipe.components, "unet": torch.nn.DataParallel(pipe.unet)}
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Wrapped(StableDiffusionPipeline):
+        components = parts
+
+        def __init__(self) -> None:
+            pass
+
+        def __call__(self) -> None:
+            begun.set()
+            go_on.wait(SECONDS)
+
+    thread = threading.Thread(target=Wrapped())
+    thread.start()
+    assert begun.wait(SECONDS)
+    with pytest.raises(StateError, match="another thread is drawing"):
+        pipe.set_svfit_adapters("a", 0.5)
+    go_on.set()
+    thread.join(SECONDS)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_process_forked_meanwhile_has_threads_of_its_own() -> None:
+    """Of the threads that draw, none is in the child; the lock that one holds is nobody's there."""
+    pipe = load(make_tiny_pipeline())
+    with drawing(pipe), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                pipe.disable_svfit()
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    pipe.disable_svfit()
+
+
 def test_the_signature_of_a_call_is_the_pipelines_own() -> None:
     drawing = inspect.signature(make_tiny_pipeline().__call__).parameters
     assert {"prompt", "guidance_scale", "num_inference_steps"} <= set(drawing)
@@ -181,11 +257,38 @@ def test_the_mix_of_one_thread_is_not_drawn_by_another() -> None:
     check_switching(pipe, tiny_pictures())
 
 
+def test_a_picture_does_not_begin_within_the_mix_of_another_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else its text would be of the base, and the rest, after the mix has ended, of the adapter."""
+    pipe = load(make_tiny_pipeline())
+    encoded: list[bool] = []
+    monkeypatch.setattr(pipe, "encode_prompt", lambda *_, **__: encoded.append(True))
+
+    def draw() -> None:
+        with pytest.raises(StateError, match="another thread has given adapters per prompt"):
+            run_pipeline(pipe)
+
+    with pipe.svfit_adapters_per_prompt([None]):
+        thread = threading.Thread(target=draw)
+        thread.start()
+        thread.join(SECONDS)
+    assert not encoded
+
+
 def test_pictures_while_another_thread_keeps_switching() -> None:
     pipe, expected = load(make_tiny_pipeline()), tiny_pictures()
     adapted = run_pipeline(pipe)
+    twin = copy.copy(pipe)  # the same models
+    twin.scheduler, twin.tokenizer = copy.deepcopy((pipe.scheduler, pipe.tokenizer))
     done = threading.Event()
     outcomes = {"switched": 0, "refused": 0}
+    pictures: list[Tensor] = []
+
+    def draw(own: Any) -> None:
+        for _ in range(8):
+            pictures.append(run_pipeline(own))
+            done.wait(0.01)
 
     def switch() -> None:
         while not done.is_set():
@@ -197,16 +300,15 @@ def test_pictures_while_another_thread_keeps_switching() -> None:
             # Else it would hardly ever find a moment between two pictures.
             done.wait(0.001)
 
-    thread = threading.Thread(target=switch)
-    thread.start()
-    try:
-        pictures = []
-        for _ in range(12):
-            pictures.append(run_pipeline(pipe))
-            done.wait(0.01)
-    finally:
-        done.set()
+    threads = [threading.Thread(target=draw, args=(own,)) for own in (pipe, twin)]
+    threads.append(threading.Thread(target=switch))
+    for thread in threads:
+        thread.start()
+    for thread in threads[:2]:
         thread.join(SECONDS)
+    done.set()
+    threads[2].join(SECONDS)
+    assert len(pictures) == 16
     for picture in pictures:
         assert torch.equal(picture, adapted) or torch.equal(picture, expected.base)
     assert outcomes["refused"]

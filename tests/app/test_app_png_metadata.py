@@ -65,6 +65,7 @@ def test_every_picture_gets_a_file_of_its_own(tmp_path: Path) -> None:
         '{"prompt": "x", "adapters": {"../../etc/passwd": "1"}}',
         '{"prompt": "\\ud800"}',
         "[" * 100_000,
+        '{"prompt": "x", "adapters": ' + "[" * 20_000 + "]" * 20_000 + "}",
         '{"prompt": "' + "x" * 500_000 + '"}',
     ],
     ids=lambda text: text[:30],

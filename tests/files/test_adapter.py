@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,8 +27,10 @@ from svfit_diffusion.files.adapter import (
     state_dict,
     write_adapter,
 )
+from svfit_diffusion.files.atomic import write_safetensors
 from svfit_diffusion.files.metadata import AdapterMetadata, package_versions
 
+ROOT = Path(__file__).resolve().parents[2]
 KEY = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.delta"
 METADATA = AdapterMetadata(
     base_model="someone/base",
@@ -46,7 +51,7 @@ def make_adapter() -> Adapter:
     return Adapter(
         {
             "unet": {"a.to_q": torch.randn(5, generator=generator), "a.to_k": torch.zeros(1)},
-            "text_encoder": {"encoder.layers.0.self_attn.q_proj": torch.tensor([1e-38, -3e38])},
+            "text_encoder": {"encoder.layers.0.self_attn.q_proj": torch.tensor([1e-38, -65504.0])},
             "text_encoder_2": {"text_model.encoder.layers.1.mlp.fc1": torch.ones(3)},
             "transformer": {"blocks.0.attn.to_v": torch.full((2,), 0.1)},
         },
@@ -142,6 +147,12 @@ BAD_TENSORS: dict[str, tuple[dict[str, Any], str]] = {
     "integers": ({KEY: torch.ones(2).long()}, "int64"),
     "nan": ({KEY: torch.tensor([1.0, torch.nan])}, "NaN"),
     "infinite": ({KEY: torch.tensor([1.0, -torch.inf])}, "infinite"),
+    "beyond any model": (
+        {KEY: torch.tensor([1.0, 3e38])},
+        r"a shift of 3e\+38, beyond the ±65504",
+    ),
+    "just beyond": ({KEY: torch.tensor([-65505.0])}, "beyond the ±65504"),
+    "eight bits": ({KEY: torch.ones(2).to(torch.float8_e4m3fn)}, "float8_e4m3fn"),
     "beyond float32": ({KEY: torch.tensor([1e300], dtype=torch.float64)}, "infinite"),
     "no tensor": ({KEY: [1.0, 2.0]}, "is a list, expected a tensor"),
     "number key": ({7: torch.ones(2)}, "unknown key"),
@@ -199,11 +210,86 @@ def test_every_wrong_key_is_listed_up_to_a_limit() -> None:
         ({"format": "svfit", "fingerprints": "not json"}, "fingerprints"),
         ({"format": "svfit", "training": "[1]"}, "training"),
         ({"format": "svfit", "fingerprints": '{"unet": 5}'}, "fingerprints"),
+        ({"training": "[" * 20_000 + "]" * 20_000}, "training.*nested"),
+        ({"training": '{"a": ' * 40 + "1" + "}" * 40}, "training.*nested more than"),
+        ({"training": '{"steps": ' + "9" * 5000 + "}"}, "training.*5,000 digits"),
+        ({"versions": '{"torch": "' + "x" * 2**20 + '"}'}, "versions.*characters"),
+        ({"base_model": "x" * (2**20 + 1)}, "base_model.*1,048,577 characters"),
+        ({"training": r'{"a": "\ud800"}'}, "training.*surrogates"),
     ],
 )
 def test_bad_headers_are_refused(header: dict[str, str], reason: str) -> None:
     with pytest.raises(CheckpointError, match=reason):
         parse_adapter({KEY: torch.ones(2)}, header)
+
+
+def test_a_message_is_short_however_long_a_name_is() -> None:
+    with pytest.raises(CheckpointError, match="unknown key") as caught:
+        parse_adapter({"x" * 10**6: torch.ones(1)}, {})
+    assert len(str(caught.value)) < 1000
+
+
+def test_an_adapter_in_memory_does_not_need_its_file(tmp_path: Path) -> None:
+    """safetensors maps files, and whoever shortens one in place kills those that look at it."""
+    path = tmp_path / "a.safetensors"
+    write_adapter(path, make_adapter())
+    read = read_adapter(path)
+    path.write_bytes(b"")
+    assert_equal(read, make_adapter())
+
+
+WRITE_AND_HASH = """
+import hashlib, sys
+from pathlib import Path
+import torch
+from svfit_diffusion.files.adapter import Adapter, write_adapter
+from svfit_diffusion.files.metadata import AdapterMetadata
+
+components = {"unet", "text_encoder", "text_encoder_2", "transformer"}  # in an order of its own
+layers = {component: {f"layer{i}" for i in range(9)} for component in components}
+adapter = Adapter(
+    {c: {name: torch.arange(4.0) + 1 for name in names} for c, names in layers.items()},
+    AdapterMetadata(
+        base_model="base", fingerprints={c: "ab" * 32 for c in components}, training={"lr": 0.1}
+    ),
+    {c: {name: torch.ones(4) for name in names} for c, names in layers.items()},
+)
+path = Path(sys.argv[1])
+write_adapter(path, adapter)
+print(hashlib.sha256(path.read_bytes()).hexdigest())
+"""
+
+
+def test_an_adapter_has_the_same_bytes_in_every_process(tmp_path: Path) -> None:
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITE_AND_HASH, str(tmp_path / f"{seed}.safetensors")],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in (1, 2)
+    ]
+    digests = {child.communicate(timeout=120)[0] for child in children}
+    assert [child.returncode for child in children] == [0, 0]
+    assert len(digests) == 1
+
+
+def test_the_same_metadata_make_the_same_file_that_safetensors_reads(tmp_path: Path) -> None:
+    entries = [(f"key {i}", f'"σ" \\ \n\x01\x7f\u2028 {i} 😀') for i in range(9)]
+    contents = []
+    for order in (entries, entries[::-1], entries[3:] + entries[:3]):
+        path = tmp_path / "a.safetensors"
+        write_safetensors(path, {"b": torch.ones(3), "a": torch.zeros(1).half()}, dict(order))
+        contents.append(path.read_bytes())
+        with safe_open(path, framework="pt") as file:
+            assert file.metadata() == dict(entries)
+            assert file.get_tensor("b").tolist() == [1, 1, 1]
+    assert len(set(contents)) == 1
+    assert int.from_bytes(contents[0][:8], "little") % 8 == 0
+    header = contents[0].decode("utf-8", "ignore")
+    assert sorted(entries, key=lambda entry: header.index(f'"{entry[0]}"')) == entries
 
 
 def truncate(path: Path) -> None:

@@ -79,7 +79,11 @@ def test_a_caption_cut_by_its_commas_is_refused(tmp_path: Path) -> None:
         '{"file_name": 3, "text": "a dog"}',
         '{"file_name": "a.jpg", "text": 3}',
         '{"file_name": "a.jpg", "text": ["a", "dog"]}',
+        '{"file_name": ' + "[" * 20_000 + "]" * 20_000 + "}",
+        '{"file_name": ' + "9" * 5_000 + "}",
+        '{"file_name": "\\ud800", "text": ""}',
     ],
+    ids=lambda line: line[:40],
 )
 def test_a_line_that_says_something_else_is_refused(tmp_path: Path, line: str) -> None:
     (tmp_path / "metadata.jsonl").write_text("\n" + line)

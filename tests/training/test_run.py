@@ -228,6 +228,7 @@ def test_going_on_from_an_earlier_step_forgets_the_later_ones(
     train(make_config(checkpointing_steps=2))
     learned = shifts(out)
     with (out / LOG_NAME).open("a") as log:
+        log.write('{"step": ' + "9" * 5_000 + '}\n{"step": 1e999}\n' + "[" * 20_000 + "\n")
         log.write('{"step": 5, "lo')  # a line that was being written
     train(make_config(checkpointing_steps=2, resume_from_checkpoint="checkpoint-2"))
     assert steps_logged(out) == [1, 2, 3, 4]

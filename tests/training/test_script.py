@@ -166,6 +166,40 @@ def test_processes_stop_together(saved_pipe: Path, photos: Path, tmp_path: Path)
     assert torch.equal(values(tmp_path / "out"), values(tmp_path / "out" / "checkpoint-2"))
 
 
+TRAIN_AND_KILL_ONE = """
+import os, signal
+from accelerate import PartialState
+from svfit_diffusion.training.objective import Objective
+from train_dreambooth_svfit import main
+
+plain, calls = Objective.losses, []
+
+def losses(objective, positions):
+    calls.append(positions)
+    if len(calls) == 3 and PartialState().process_index == {dying}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plain(objective, positions)
+
+Objective.losses = losses
+main()
+"""
+
+
+@pytest.mark.parametrize("dying", [0, 1], ids=["main", "other"])
+def test_when_a_process_dies_the_others_keep_what_was_learned(
+    dying: int, saved_pipe: Path, photos: Path, tmp_path: Path
+) -> None:
+    program = tmp_path / "train_and_kill_one.py"
+    program.write_text(TRAIN_AND_KILL_ONE.format(dying=dying), encoding="utf-8")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    arguments = [*flags(saved_pipe, photos, tmp_path / "out"), "--max_train_steps=5"]
+    result = run(*arguments, launcher=launcher, script=program)
+    assert result.returncode != 0
+    assert "LostProcessError: another process of this training has ended" in result.stderr
+    assert "What was learned in 2 steps is kept" in result.stdout
+    assert torch.equal(values(tmp_path / "out"), values(tmp_path / "out" / "checkpoint-2"))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -349,7 +349,7 @@ def test_resume_refuses_other_runs(make_config: MakeConfig, tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match="another base model"):
         resume(elsewhere, folder)
     same = Trainer(make_config(), show_progress=False)
-    state = folder / "training_state.pt"
+    state = folder / "training_state.safetensors"
     state.write_bytes(state.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="damaged"):
         resume(same, folder)
@@ -396,11 +396,11 @@ def test_full_disk_keeps_the_previous_checkpoint(
     folder = save_checkpoint(trainer, tmp_path)
     kept = {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    def full(state: object, path: Path) -> None:
+    def full(tensors: object, path: Path, metadata: object) -> None:
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr("svfit_diffusion.files.atomic.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(trainer, tmp_path)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == kept
