@@ -3,8 +3,8 @@
 
 accelerate launch train_dreambooth_svfit.py \
     --pretrained_model_name_or_path=stable-diffusion-v1-5/stable-diffusion-v1-5 \
-    --instance_data_dir=photos/rex --instance_prompt="a photo of sks dog" \
-    --output_dir=rex
+    --instance_data_dir=samples/subjects/pug --instance_prompt="a photo of sks dog" \
+    --output_dir=outputs/pug
 """
 
 from __future__ import annotations

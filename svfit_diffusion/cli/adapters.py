@@ -63,7 +63,7 @@ def info(
 
 def merge(
     adapters: Annotated[
-        list[str], typer.Argument(help="Adapters, each as adapter:strength such as rex:0.7.")
+        list[str], typer.Argument(help="Adapters, each as adapter:strength such as blue_car:0.7.")
     ],
     output: Output,
     overwrite: Overwrite = False,

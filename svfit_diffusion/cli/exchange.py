@@ -52,7 +52,9 @@ class Names(str, Enum):
 def export(
     adapters: Annotated[
         list[str],
-        typer.Argument(help="An adapter, or adapter:strength such as rex:0.8; several are merged."),
+        typer.Argument(
+            help="An adapter, or adapter:strength such as blue_car:0.7; several are merged."
+        ),
     ],
     output: Annotated[Path, typer.Option(help="The .safetensors file, or the folder, to write.")],
     kind: Annotated[

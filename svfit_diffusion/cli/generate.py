@@ -33,7 +33,7 @@ def generate(
     prompts: Annotated[list[str], typer.Argument(help="What to draw; several are rows of a grid.")],
     adapter: Annotated[
         list[str] | None,
-        typer.Option(help="An adapter, or adapter:strength such as rex:0.8; several mix."),
+        typer.Option(help="An adapter, or adapter:strength such as blue_car:0.7; several mix."),
     ] = None,
     base: Base = "",
     output: Annotated[Path, typer.Option(help="The picture, a PNG.")] = Path("picture.png"),
