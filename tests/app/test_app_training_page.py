@@ -468,7 +468,7 @@ def test_pictures_are_seen_by_step_and_the_adapter_of_one_is_saved(
 
 def test_the_page_fits_a_phone(train_page: Callable[..., Any], photos: list[Path]) -> None:
     page = train_page(width=390)
-    start(page, photos, "phone", steps=2)
+    start(page, photos, "phone", steps=5)  # six columns of pictures
     status(page, "“phone” is ready to use.")
     page.locator("#train-samples img").first.wait_for()
     page.locator("#train-rows img").first.wait_for()
