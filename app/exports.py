@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import hmac
 import json
 import secrets
 import tempfile
 import zipfile
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from svfit_diffusion.files.adapter import read_adapter
 from svfit_diffusion.files.atomic import write_atomically
+from svfit_diffusion.interchange import export_checkpoint, export_dense, export_lora
 
 from .base_model import BaseModel
 from .library import SUFFIX
-from .public_names import copy_without_paths, public_name
+from .public_names import copy_without_paths, public_name, without_paths
 
 _NAMES_OF_SOURCES = ("_name_or_path", "name_or_path")
+
+
+class Form(str, Enum):
+    """What other programs take."""
+
+    LORA = "lora"
+    """A LoRA that holds the whole change."""
+    DENSE = "dense"
+    """The change of every weight, smaller than an exact LoRA."""
+    FOLDER = "folder"
+    """The whole model with the adapter in it, as a zip file of a diffusers folder."""
+    CHECKPOINT = "checkpoint"
+    """The same as one file, of Stable Diffusion 1, 2 and XL."""
 
 
 class Exports:
@@ -50,20 +67,36 @@ class Exports:
             write_atomically(path, lambda target: copy_without_paths(adapter, target))
         return path
 
-    def merged_pipeline(self, name: str, adapter: Path) -> Path:
-        """Base and adapter as one ordinary diffusers pipeline: a zip file of its folder.
+    def written(self, form: Form, name: str, adapter: Path) -> Path:
+        """An adapter in a form that other programs take.
 
         Args:
+            form: which.
             name: of the adapter.
             adapter: its file.
 
         Raises:
             CheckpointError: the adapter is damaged or does not fit.
+            InterchangeError: the base model has no such form, or a package for it is missing.
             OSError: the file could not be written.
         """
-        path = self._place(name, adapter, ".zip")
-        if not path.exists():
+        ending = ".zip" if form is Form.FOLDER else SUFFIX
+        path = self._place(f"{name}_{form.value}", adapter, ending)
+        if path.exists():
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if form is Form.FOLDER:
             write_merged_pipeline(self._base, adapter, path)
+            return path
+        read = read_adapter(adapter)
+        public = dataclasses.replace(read, metadata=without_paths(read.metadata))
+        pipe = self._base.view()
+        if form is Form.LORA:
+            export_lora(pipe, public, path)
+        elif form is Form.DENSE:
+            export_dense(pipe, public, path)
+        else:
+            export_checkpoint(pipe, [(public, 1.0)], path)
         return path
 
     def _place(self, name: str, adapter: Path, suffix: str) -> Path:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import threading
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 SUFFIX = ".safetensors"
 _HOUR = 60 * 60
+_DAY = 24 * _HOUR
 _NAME = re.compile(r"\w[\w .+-]{0,62}\w|\w")
 
 
@@ -72,6 +75,7 @@ class AdapterLibrary:
         self._prompts: dict[FileVersion, str] = {}
         make_folder(folder)
         clean_up(folder, f"*{SUFFIX}", idle=_HOUR)  # others may be at work
+        _remove_old(self._deleted, _DAY)
 
     def names(self) -> list[str]:
         """Names of all adapters, sorted."""
@@ -168,13 +172,35 @@ class AdapterLibrary:
         return new_name
 
     def delete(self, name: str) -> None:
-        """Delete an adapter's file.
+        """Put an adapter aside, until it is restored or a day has gone by.
 
         Raises:
             LibraryError: there is no such adapter.
         """
         with self._lock:
-            self.path(name).unlink()
+            path = self.path(name)
+            self._deleted.mkdir(exist_ok=True)
+            aside = path.replace(self._deleted / f"{name}{SUFFIX}")
+            os.utime(aside)
+
+    def restore(self, name: str) -> str:
+        """Bring back an adapter that was deleted, and return the name it has now.
+
+        Raises:
+            LibraryError: there is none of that name any more.
+        """
+        with self._lock:
+            aside = self._deleted / f"{self.check_name(name)}{SUFFIX}"
+            if not aside.exists():
+                raise LibraryError(f"“{name}” is not there any more.")
+            free = self._free_name(name)
+            self._claim(free)
+            aside.replace(self._flat(free))
+        return free
+
+    @property
+    def _deleted(self) -> Path:
+        return self.folder / ".deleted"
 
     @staticmethod
     def check_name(name: str) -> str:
@@ -216,6 +242,13 @@ class AdapterLibrary:
             logger.info("%s does not fit", path, exc_info=True)
             return misfit_reason(error)
         return None
+
+
+def _remove_old(folder: Path, seconds: float) -> None:
+    """Remove the files of a folder that have been there for so long."""
+    for path in folder.glob("*"):
+        if time.time() - path.stat().st_mtime > seconds:
+            path.unlink(missing_ok=True)
 
 
 def _instance_prompt(path: Path) -> str:

@@ -75,6 +75,7 @@ class OwnedLibrary(AdapterLibrary):
         super().__init__(folder, base, max_bytes)
         self._owners = owners
         self._rule = rule
+        self._put_aside: dict[str, str] = {}
 
     def names(self) -> list[str]:
         return [name for name in super().names() if self._may_see(name)]
@@ -104,6 +105,12 @@ class OwnedLibrary(AdapterLibrary):
         self._check_own(name)
         super().delete(name)
         self._owners.set(name, HOUSE)
+        self._put_aside[name] = current_visitor().owner
+
+    def restore(self, name: str) -> str:
+        if self._put_aside.get(name) != current_visitor().owner:
+            raise LibraryError(f"“{name}” is not there any more.")
+        return super().restore(name)
 
     def _claim(self, name: str) -> None:
         self._owners.set(name, current_visitor().owner)

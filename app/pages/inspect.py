@@ -13,6 +13,7 @@ from .. import plots
 from ..inspection import (
     LayerShift,
     facts,
+    in_a_sentence,
     layer_shifts,
     most_moved,
     split,
@@ -21,6 +22,7 @@ from ..inspection import (
 from ..library import AdapterInfo
 from ..services import Services
 from .adapter_choice import adapter_choice
+from .inspect_exports import build_exports
 from .inspect_parts import QUICK, rank_slider, shares, up_to
 from .inspect_picture import build_picture
 from .problems import explaining, problem_place
@@ -41,8 +43,9 @@ def build(services: Services, tab: gr.Tab) -> None:
                 elem_id="inspect-adapter",
             ).field
             problem = problem_place("inspect")
+            sentence = gr.HTML(elem_id="inspect-sentence")
             table = gr.HTML(elem_id="inspect-facts", apply_default_css=False)
-            _build_exports(services, adapter_)
+            build_exports(services, adapter_)
         with gr.Column(scale=6, min_width=320):
             gr.Markdown("## What moved most")
             moved = gr.HTML(elem_id="inspect-moved")
@@ -50,59 +53,23 @@ def build(services: Services, tab: gr.Tab) -> None:
     layer_ = _build_layer(services, inspected_)
     build_picture(services, tab)
 
-    def inspect(name: str | None) -> tuple[Any, str, str, Any]:
+    def inspect(name: str | None) -> tuple[Any, str, str, str, Any]:
         if not name:
-            return None, "", "", gr.update(choices=[], value=None)
+            return None, "", "", "", gr.update(choices=[], value=None)
         info = services.library.describe(name)
         shifts = [] if info.misfit else layer_shifts(services.base.view(), info.adapter)
         ordered = most_moved(shifts, len(shifts))
         names = [shift.name for shift in ordered]
         return (
             {shift.name: shift for shift in shifts},
+            f"<p>{html.escape(in_a_sentence(info, ordered))}</p>",
             _facts_table(info),
             _moved_figure(ordered[:_BARS]),
             gr.update(choices=names, value=names[0] if names else None),
         )
 
-    explaining(adapter_.change, inspect, adapter_, [inspected_, table, moved, layer_], problem)
-
-
-def _build_exports(services: Services, adapter_: gr.Dropdown) -> None:
-    """Downloads of the chosen adapter in every form there is."""
-    gr.HTML(
-        "The adapter file is all one needs beside the base model. A merged pipeline is a whole "
-        "model with the subject in it, for programs that know nothing of adapters.",
-        elem_classes="hint",
-    )
-    with gr.Row():
-        file = gr.DownloadButton(
-            "Adapter file", interactive=False, min_width=140, elem_id="inspect-download"
-        )
-        merge = gr.Button("Build merged pipeline", min_width=140, elem_id="inspect-merge")
-    merged = gr.DownloadButton(visible=False, elem_id="inspect-merged")
-    problem = problem_place("inspect", "export-problem")
-
-    def chosen(name: str | None) -> tuple[Any, Any]:
-        path = (
-            str(services.exports.adapter_file(name, services.library.path(name))) if name else None
-        )
-        return gr.update(value=path, interactive=path is not None), gr.update(visible=False)
-
-    def prepare(name: str | None) -> Any:
-        source = services.library.path(name or "")
-        path = services.exports.merged_pipeline(name or "", source)
-        label = f"Download {path.name} ({path.stat().st_size / 2**20:.0f} MiB)"
-        return gr.update(value=str(path), label=label, visible=True)
-
-    explaining(adapter_.change, chosen, adapter_, [file, merged], problem, **QUICK)
     explaining(
-        merge.click,
-        prepare,
-        adapter_,
-        merged,
-        problem,
-        concurrency_id="exports",
-        concurrency_limit=1,
+        adapter_.change, inspect, adapter_, [inspected_, sentence, table, moved, layer_], problem
     )
 
 

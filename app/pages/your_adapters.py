@@ -11,8 +11,6 @@ from ..services import Services
 from .adapter_choice import AdapterChoice, adapter_choice, news
 from .problems import explaining, problem_place
 
-_CONFIRM = "(name) => name && confirm(`Delete “${name}” for good?`) ? name : null"
-
 
 def your_adapters(services: Services, tab: gr.Tab) -> AdapterChoice:
     """Build the section.
@@ -34,6 +32,7 @@ def your_adapters(services: Services, tab: gr.Tab) -> AdapterChoice:
                 "Download", interactive=False, min_width=120, elem_id="train-download"
             )
             delete = gr.Button("Delete", interactive=False, min_width=120, elem_id="train-delete")
+            undo = gr.Button("Undo", visible=False, min_width=120, elem_id="train-undo")
         delete_problem = problem_place("train", "adapter-problem")
         name_ = gr.Textbox(
             label="New name",
@@ -55,17 +54,22 @@ def your_adapters(services: Services, tab: gr.Tab) -> AdapterChoice:
             new = library.rename(old, new_name)
         return *news(services, instead={old: new}), ""
 
-    def deleted(name: str | None) -> tuple[Any, Any]:
-        if name is None:
-            return gr.skip(), gr.skip()
-        library.delete(name)
-        return news(services)
+    def deleted(name: str | None) -> tuple[Any, ...]:
+        library.delete(_chosen(name))
+        return *news(services), name, gr.update(value=f"Undo deleting “{name}”", visible=True)
+
+    def restored(name: str | None) -> tuple[Any, ...]:
+        back = library.restore(name or "")
+        return *news(services, offered=back), None, gr.update(visible=False)
 
     quick: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
     field, components = choice.field, choice.components
     explaining(field.change, usable, field, [download, delete], delete_problem, **quick)
     explaining(name_.submit, renamed, [field, name_], [*components, name_], rename_problem, **quick)
-    explaining(delete.click, deleted, field, components, delete_problem, js=_CONFIRM, **quick)
+    gone = gr.State(None)
+    changed = [*components, gone, undo]
+    explaining(delete.click, deleted, field, changed, delete_problem, **quick)
+    explaining(undo.click, restored, gone, changed, delete_problem, **quick)
     return choice
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from app_server import choose, open_tab
 from PIL import Image
+from safetensors import safe_open
 
 
 @pytest.fixture
@@ -81,13 +82,32 @@ def test_own_pictures_are_taken_apart_and_fakes_refused(
 
 def test_a_merged_pipeline_can_be_fetched(inspect_page: Callable[..., Any], tmp_path: Path) -> None:
     page = inspect_page()
-    page.click("#inspect-merge")
-    page.locator("#inspect-merged", has_text="MiB").wait_for()
+    page.click("#inspect-folder")
+    page.locator("#inspect-built", has_text="MiB").wait_for()
     with page.expect_download() as download:
-        page.click("#inspect-merged")
+        page.click("#inspect-built")
     download.value.save_as(tmp_path / "merged.zip")
     with zipfile.ZipFile(tmp_path / "merged.zip") as archive:
         assert {"model_index.json", "unet/config.json"} <= set(archive.namelist())
+
+
+@pytest.mark.parametrize(("form", "ending"), [("lora", "_lora"), ("dense", "_dense")])
+def test_forms_for_other_programs_can_be_fetched(
+    inspect_page: Callable[..., Any], tmp_path: Path, form: str, ending: str
+) -> None:
+    page = inspect_page()
+    page.click(f"#inspect-{form}")
+    page.locator("#inspect-built", has_text=f"{ending}.safetensors").wait_for()
+    with page.expect_download() as download:
+        page.click("#inspect-built")
+    download.value.save_as(tmp_path / "fetched.safetensors")
+    with safe_open(tmp_path / "fetched.safetensors", "pt") as file:
+        assert len(list(file.keys())) > 10
+
+
+def test_the_page_begins_with_a_plain_sentence(inspect_page: Callable[..., Any]) -> None:
+    sentence = inspect_page().locator("#inspect-sentence").inner_text()
+    assert sentence.startswith("With “") and "layers a little more or less" in sentence
 
 
 def test_the_page_fits_a_phone(inspect_page: Callable[..., Any]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,6 +169,28 @@ def test_renaming_and_deleting(library: AdapterLibrary, adapter_file: Path) -> N
     assert library.names() == ["Rex the dog"]
     with pytest.raises(LibraryError):
         library.delete("Tom")
+
+
+def test_what_was_deleted_comes_back(
+    library: AdapterLibrary, base: BaseModel, adapter_file: Path
+) -> None:
+    library.add(adapter_file, "rex")
+    content = library.path("rex").read_bytes()
+    library.delete("rex")
+    assert library.names() == []
+    library.add(adapter_file, "rex")
+    assert library.restore("rex") == "rex-2", "the name has been given away"
+    assert library.path("rex-2").read_bytes() == content
+    for name in ("rex", "never", "../rex"):
+        with pytest.raises(LibraryError):
+            library.restore(name)
+    library.delete("rex")
+    yesterday = time.time() - 2 * 24 * 60 * 60
+    (aside,) = (library.folder / ".deleted").iterdir()
+    os.utime(aside, (yesterday, yesterday))
+    AdapterLibrary(library.folder, base, 2**20)
+    with pytest.raises(LibraryError, match="not there any more"):
+        library.restore("rex")
 
 
 def test_a_version_changes_with_the_file(library: AdapterLibrary, adapter_file: Path) -> None:

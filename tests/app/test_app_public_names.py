@@ -12,7 +12,7 @@ import pytest
 from app_server import write_random_adapter
 
 from app.base_model import BaseModel
-from app.exports import Exports
+from app.exports import Exports, Form
 from app.inspection import facts
 from app.library import AdapterLibrary
 from app.public_names import public_name
@@ -101,7 +101,7 @@ def test_a_file_that_tells_nothing_is_copied_to_the_last_byte(
 
 def test_a_merged_pipeline_tells_no_folders(base: BaseModel, tmp_path: Path) -> None:
     adapter = write_random_adapter(tmp_path / "rex.safetensors", 0)
-    exported = Exports(tmp_path / "exports", base).merged_pipeline("rex", adapter)
+    exported = Exports(tmp_path / "exports", base).written(Form.FOLDER, "rex", adapter)
     folder = str(Path(base.source).parent)
     with zipfile.ZipFile(exported) as archive:
         texts = [archive.read(name).decode() for name in archive.namelist() if ".json" in name]

@@ -306,6 +306,19 @@ def test_the_queue_is_everyones_and_each_sees_their_own(
     assert open_house.services.library.names().count("secret dog") == 1
 
 
+def test_only_who_deleted_an_adapter_brings_it_back(library: OwnedLibrary, tmp_path: Path) -> None:
+    file = write_random_adapter(tmp_path / "anns.safetensors", 7)
+    with acting_as(ANN):
+        library.add(file)
+        library.delete("anns")
+    with acting_as(BOB), pytest.raises(LibraryError, match="not there any more"):
+        library.restore("anns")
+    with acting_as(ANN):
+        assert library.restore("anns") == "anns"
+    with acting_as(BOB):
+        assert "anns" not in library.names(), "it is hers again"
+
+
 def test_whoever_runs_the_app_stops_any_training(
     open_house: AppServer, training_of_ann: threading.Event
 ) -> None:
