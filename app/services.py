@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from svfit_diffusion.files.adapter import WEIGHTS_NAME
 
+from .album import Album
 from .base_model import BaseModel
 from .bases import Succession
 from .entrance.hosts import KnownHosts
@@ -32,6 +33,7 @@ class Services:
         library: the adapters.
         generator: draws pictures.
         jobs: trains adapters.
+        album: pictures that were drawn.
         exports: adapters as visitors take them away.
         hosts: names by which the app may be called.
         succession: of these services by those of another base model.
@@ -43,6 +45,7 @@ class Services:
     library: AdapterLibrary
     generator: ImageGenerator
     jobs: TrainingJobs
+    album: Album
     exports: Exports
     hosts: KnownHosts
     succession: Succession[Services]
@@ -67,12 +70,15 @@ def build_services(settings: AppSettings, limits: Limits | None = None) -> Servi
         _add_samples(library)
     generator = ImageGenerator(base, library, limits)
     jobs = OwnedTrainings(base, library, settings.trainings, limits)
+    album = Album(settings.pictures, limits)
     hosts = KnownHosts(settings.host, settings.allowed_host)
     exports = Exports(settings.exports, base)
     succession = Succession(
         lambda source: build_services(dataclasses.replace(settings, base=source), limits)
     )
-    return Services(settings, limits, base, library, generator, jobs, exports, hosts, succession)
+    return Services(
+        settings, limits, base, library, generator, jobs, album, exports, hosts, succession
+    )
 
 
 def _add_samples(library: AdapterLibrary) -> None:

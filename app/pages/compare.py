@@ -170,7 +170,7 @@ def _wire_drawing(services: Services, parts: _Parts) -> None:
                 ),
             )
         assert picture is not None
-        path = save_picture(services.settings.pictures, picture, settings)
+        path = save_picture(services.album.folder / "grids", picture, settings)
         done = status(f"Done: {progress.total} pictures.")
         yield str(path), str(path), done
 

@@ -13,11 +13,12 @@ import gradio as gr
 
 from ..errors import SettingError
 from ..generation import concurrent_drawings
-from ..picture import PictureSettings, variations, whole
-from ..png_metadata import read_settings, save_picture
+from ..picture import variations, whole
+from ..png_metadata import read_settings
 from ..services import Services
 from ..visits import Picture, Progress, Waiting
 from .adapter_choice import news
+from .captions import caption
 from .controls import mixer_values, picture_settings
 from .generate_parts import GenerateParts, lay_out
 from .messages import drawing, for_programs, said, status, watch
@@ -83,7 +84,7 @@ def _wire_drawing(services: Services, parts: GenerateParts) -> None:
                     shown = list(event.previews) or gr.skip()
                     yield shown, drawing(event), gr.skip(), gr.skip()
                 case Picture():
-                    path = save_picture(services.settings.pictures, event.image, event.settings)
+                    path = services.album.keep(event.image, event.settings)
                     tiles.append((str(path), caption(event.settings)))
         earlier = [*reversed(tiles), *earlier][:_HISTORY]
         yield tiles, status(f"Done. Seed {settings.seed}."), settings.seed, earlier
@@ -122,7 +123,7 @@ def _wire_drawing(services: Services, parts: GenerateParts) -> None:
     )
     watch(running, parts.halt, parts.line)
     running.success(
-        lambda earlier: [path for path, _ in earlier],
+        lambda earlier: earlier,
         parts.earlier,
         parts.history,
         queue=False,
@@ -164,12 +165,13 @@ def _wire_restoring(services: Services, parts: GenerateParts) -> None:
         parts.line,
         *parts.mixer.components,
     ]
-    chosen = gr.State(None)
     quick: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
     place = parts.history_problem
-    explaining(parts.history.select, choose, parts.earlier, [chosen, parts.line], place, **quick)
+    explaining(
+        parts.history.select, choose, parts.earlier, [parts.chosen, parts.line], place, **quick
+    )
     for restored in (
-        explaining(parts.reuse.click, restore, chosen, form, place, **quick),
+        explaining(parts.reuse.click, restore, parts.chosen, form, place, **quick),
         explaining(
             parts.dropped.upload, restore, parts.dropped, form, parts.dropped_problem, **quick
         ),
@@ -210,9 +212,3 @@ def _wire_adding(services: Services, parts: GenerateParts) -> None:
         parts.added_problem,
         show_progress_on=parts.line,  # it would cover the adapters
     )
-
-
-def caption(settings: PictureSettings) -> str:
-    """What to write under a picture: its seed, and its adapters if it has any."""
-    adapters = (f"{name} × {strength:g}" for name, strength in settings.adapters.items())
-    return " · ".join((f"seed {settings.seed}", *adapters))

@@ -8,6 +8,7 @@ import gradio as gr
 
 from ..library import SUFFIX
 from ..services import Services
+from .album_section import build_album
 from .controls import (
     PLAIN_PROMPT,
     SAMPLE_ADAPTER,
@@ -58,6 +59,7 @@ class GenerateParts:
     dropped: gr.File
     dropped_problem: gr.HTML
     earlier: gr.State
+    chosen: gr.State
 
 
 def lay_out(services: Services, tab: gr.Tab) -> GenerateParts:
@@ -96,6 +98,8 @@ def lay_out(services: Services, tab: gr.Tab) -> GenerateParts:
             elem_id="generate-history",
             elem_classes="compact",
         )
+        chosen = gr.State(None)
+        build_album(services, chosen, line)
     with gr.Column(elem_classes="tune"):
         examples = gr.Column()  # stands above the mixer, whose choice it sets
         mixer_ = mixer(services, tab, "generate", prompt)
@@ -153,6 +157,7 @@ def lay_out(services: Services, tab: gr.Tab) -> GenerateParts:
         dropped=dropped,
         dropped_problem=dropped_problem,
         earlier=gr.State([]),
+        chosen=chosen,
     )
 
 

@@ -412,4 +412,4 @@ def test_jobs_that_nobody_listens_to_are_dropped(
     assert ended.wait(60)
     while services.generator._thread._work_queue.qsize():
         threading.Event().wait(0.05)
-    assert not list(services.settings.pictures.glob("*seed0-*"))
+    assert not list(services.settings.pictures.rglob("*seed0-*"))
