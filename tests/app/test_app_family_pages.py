@@ -39,7 +39,7 @@ def test_generate_and_train_with_nothing_opened(
     (picture,) = server.services.settings.pictures.iterdir()
     settings = read_settings(picture, server.services.limits)
     assert (settings.steps, settings.guidance_scale) == (4, 0)
-    assert (settings.width, settings.height) == (256, 256)
+    assert (settings.width, settings.height) == (32, 32)
 
     open_tab(page, "Train")
     for number in range(3):
@@ -55,7 +55,7 @@ def test_generate_and_train_with_nothing_opened(
     status = server.services.jobs.status()
     assert status is not None and status.step == 2
     config = status.config
-    assert (config.resolution, config.num_inference_steps, config.guidance_scale) == (256, 4, 0)
+    assert (config.resolution, config.num_inference_steps, config.guidance_scale) == (32, 4, 0)
     assert config.train_text_encoder is False
     assert set(server.services.library.describe("flux dog").adapter.deltas) == {"transformer"}
 

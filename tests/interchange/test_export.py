@@ -111,7 +111,7 @@ def test_a_full_disk_leaves_nothing(
 
     monkeypatch.setattr(atomic, "save_file", fail)
     for export in (export_lora, export_dense):
-        with pytest.raises(OSError, match=r"could not write .*No space left"):
+        with pytest.raises(OSError, match=r"cannot write .*No space left"):
             export(tiny_pipe, merged.tiny_adapter(), target)
     assert not list(target.parent.iterdir())
 
