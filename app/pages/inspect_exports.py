@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -53,18 +53,21 @@ def build_exports(services: Services, adapter_: gr.Dropdown) -> None:
             *[usable] * len(buttons),
         )
 
-    def build(form: Form, name: str | None) -> Any:
-        path = services.exports.written(form, name or "", services.library.path(name or ""))
-        size = path.stat().st_size / 2**20
-        label = f"Download {path.name} ({size:.{0 if size >= 10 else 1}f} MiB)"
-        return gr.update(value=str(path), label=label, visible=True)
+    def builder(form: Form) -> Callable[[str | None], Any]:
+        def build(name: str | None) -> Any:
+            path = services.exports.written(form, name or "", services.library.path(name or ""))
+            size = path.stat().st_size / 2**20
+            label = f"Download {path.name} ({size:.{0 if size >= 10 else 1}f} MiB)"
+            return gr.update(value=str(path), label=label, visible=True)
+
+        return build
 
     outputs = [file, built, *buttons.values()]
     explaining(adapter_.change, chosen, adapter_, outputs, problem, **QUICK)
     for form, button in buttons.items():
         explaining(
             button.click,
-            functools.partial(build, form),
+            builder(form),
             adapter_,
             built,
             problem,
