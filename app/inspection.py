@@ -55,25 +55,18 @@ class LayerShift:
         return float(np.linalg.norm(self.delta) / np.linalg.norm(self.sigma[: self.delta.size]))
 
 
-def in_a_sentence(info: AdapterInfo, ordered: Sequence[LayerShift]) -> str:
-    """What an adapter is, for someone who has never seen one.
-
-    Args:
-        info: of the adapter.
-        ordered: the layers that it shifts, the one that moved most first; none if it does not fit.
-    """
+def in_a_sentence(info: AdapterInfo) -> str:
+    """What an adapter is, for someone who has never seen one."""
     if info.misfit is not None:
         return f"“{info.name}” does not go with this base model. {info.misfit}"
     prompt = info.adapter.metadata.instance_prompt
     taught = f"knows what to draw for “{prompt}”" if prompt else "knows a subject"
-    size = f"{info.file_bytes / 1024:.0f} KiB"
-    sentence = (
+    layers = sum(len(deltas) for deltas in info.adapter.deltas.values())
+    return (
         f"With “{info.name}” the base model {taught}: {info.adapter.parameter_count:,} numbers in "
-        f"{size} stretch {len(ordered)} of its layers a little more or less"
+        f"{info.file_bytes / 1024:.0f} KiB say how much more or less {layers} of its layers stretch "
+        f"what they are given; nothing else is changed."
     )
-    if not ordered:
-        return f"{sentence}."
-    return f"{sentence}, {ordered[0].name} most, by {ordered[0].moved:.1%}."
 
 
 def facts(info: AdapterInfo) -> list[tuple[str, str]]:

@@ -62,7 +62,7 @@ def build(services: Services, tab: gr.Tab) -> None:
         names = [shift.name for shift in ordered]
         return (
             {shift.name: shift for shift in shifts},
-            f"<p>{html.escape(in_a_sentence(info, ordered))}</p>",
+            f"<p>{html.escape(in_a_sentence(info))}</p>",
             _facts_table(info),
             _moved_figure(ordered[:_BARS]),
             gr.update(choices=names, value=names[0] if names else None),
