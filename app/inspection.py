@@ -64,8 +64,8 @@ def in_a_sentence(info: AdapterInfo) -> str:
     layers = sum(len(deltas) for deltas in info.adapter.deltas.values())
     return (
         f"With “{info.name}” the base model {taught}: {info.adapter.parameter_count:,} numbers in "
-        f"{info.file_bytes / 1024:.0f} KiB say how much more or less {layers} of its layers stretch "
-        f"what they are given; nothing else is changed."
+        f"{info.file_bytes / 1024:.0f} KiB say how much more or less {layers} of its layers "
+        f"stretch what they are given; nothing else is changed."
     )
 
 

@@ -107,7 +107,7 @@ def test_forms_for_other_programs_can_be_fetched(
 
 def test_the_page_begins_with_a_plain_sentence(inspect_page: Callable[..., Any]) -> None:
     sentence = inspect_page().locator("#inspect-sentence").inner_text()
-    assert sentence.startswith("With “") and "of its layers stretch" in sentence
+    assert sentence.startswith("With “") and "of its layers stretch what they are given" in sentence
 
 
 def test_the_page_fits_a_phone(inspect_page: Callable[..., Any]) -> None:
