@@ -170,7 +170,9 @@ def test_a_chosen_picture_of_the_session_brings_its_settings_back(
     generate(page)
     history = page.locator("#generate-history .gallery-item button")
     history.nth(1).click()
-    page.locator("#generate-status", has_text="Chosen: seed").wait_for()
+    page.locator(
+        "#generate-status", has_text="Chosen: a photo of a teapot on a wooden floor · seed"
+    ).wait_for()
     page.click("#generate-reuse")
     page.locator("#generate-status", has_text="restored").wait_for()
     assert fetch(generate(page)).read_bytes() == first.read_bytes()
