@@ -17,7 +17,7 @@ from PIL import Image
 from benchmarks.adapting import Adapted, Models
 from benchmarks.cells import CURVE_METHODS, Cell, CellStore, Setup, file_stem
 from benchmarks.extractors import Extractor, HubExtractor, ToyboxExtractor
-from benchmarks.finetune import train
+from benchmarks.finetune import drawing_arguments, train
 from benchmarks.fronts import STRENGTHS
 from benchmarks.judging import Judge
 from benchmarks.measuring import isolated
@@ -55,10 +55,7 @@ class Bench:
 
     def prepare(self, subjects: Sequence[str]) -> None:
         """Read all subjects, so that errors come first, and make the class images that lack."""
-        side = self._family.native_size
-        arguments = self._family.generation_arguments(
-            (side, side), self._recipe.inference_steps, self._recipe.guidance
-        )
+        arguments = drawing_arguments(self._family, self._recipe)
         for subject in map(self.subject, subjects):
             self._judge.scorer(subject)
             if self._recipe.prior_loss_weight:

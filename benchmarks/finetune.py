@@ -13,7 +13,7 @@ from torch import nn
 
 from benchmarks.adapting import Adapted
 from benchmarks.subjects import Prompt, Subject
-from svfit_diffusion.families import family_of
+from svfit_diffusion.families import Family, family_of
 from svfit_diffusion.files.scratch import Scratch
 from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.objective import Objective
@@ -116,6 +116,12 @@ def train(
         yield step + 1
 
 
+def drawing_arguments(family: Family, recipe: Recipe) -> dict[str, Any]:
+    """Arguments of a pipeline's call, all but prompts and generators."""
+    size = (family.native_size, family.native_size)
+    return family.generation_arguments(size, recipe.inference_steps, recipe.guidance)
+
+
 @torch.no_grad()
 def generate(
     pipe: Any, prompts: list[str], recipe: Recipe, seed: int, rounds: int | None = None
@@ -123,11 +129,9 @@ def generate(
     """Images of the prompts in one batch, prompts running fastest, each from its own noise."""
     texts = prompts * (recipe.rounds if rounds is None else rounds)
     pipe.set_progress_bar_config(disable=True)
-    family = family_of(pipe)
-    size = (family.native_size, family.native_size)
     images: list[Image.Image] = pipe(
         texts,
-        **family.generation_arguments(size, recipe.inference_steps, recipe.guidance),
+        **drawing_arguments(family_of(pipe), recipe),
         generator=[torch.Generator().manual_seed(1000 * (seed + 1) + i) for i in range(len(texts))],
     ).images
     return images

@@ -10,6 +10,7 @@ import gradio as gr
 from ..errors import SettingError
 from ..services import Services
 from .captions import caption
+from .controls import small_pictures
 from .messages import status
 from .problems import explaining, problem_place
 
@@ -39,17 +40,7 @@ def build_album(services: Services, chosen: gr.State, line: gr.HTML) -> None:
                 elem_id="generate-find",
             )
             only = gr.Checkbox(False, label="Favourites only", elem_id="generate-favourites")
-        pictures = gr.Gallery(
-            label="Your pictures; click one to choose it",
-            format="png",
-            columns=6,
-            fit_columns=False,
-            height="auto",
-            allow_preview=False,
-            interactive=False,
-            elem_id="generate-pictures",
-            elem_classes="compact",
-        )
+        pictures = small_pictures("Your pictures; click one to choose it", "generate-pictures")
         like = gr.Button(_LIKE, size="sm", interactive=False, elem_id="generate-like")
         problem = problem_place("generate", "album-problem")
     shown = gr.State([])

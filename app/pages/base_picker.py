@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from typing import Any
 
 import gradio as gr
 
@@ -11,7 +10,6 @@ from ..bases import bases_at_hand, described
 from ..errors import SettingError
 from ..public_names import public_name
 from ..services import Services
-from ..training_status import Stage
 from .messages import said, status
 from .problems import explaining, problem_place
 
@@ -50,7 +48,7 @@ def build_base_picker(services: Services) -> None:
         if not wanted or not wanted.strip():
             raise SettingError("Choose a base model, or write where it is.", "source")
         now = services.jobs.status()
-        if services.jobs.waiting() or (now and not now.stage.is_over) or _is_elsewhere(now):
+        if services.jobs.waiting() or (now and not now.stage.is_over):
             raise SettingError("A training is under way; wait for its end, or stop it first.")
         services.succession.prepare(wanted.strip())
         return status(f"{public_name(wanted.strip())} is loaded; this page opens again with it.")
@@ -59,7 +57,3 @@ def build_base_picker(services: Services) -> None:
     go.click(None, None, line, js=waiting, api_visibility="private")
     loaded = explaining(go.click, load, source, line, problem, line=line)
     loaded.then(None, line, None, js=_RELOAD, api_visibility="private")
-
-
-def _is_elsewhere(now: Any) -> bool:
-    return now is not None and now.stage is Stage.ELSEWHERE

@@ -273,3 +273,18 @@ def picture_settings(
         scheduler=scheduler,
         seed=whole(seed),
     )
+
+
+def small_pictures(label: str, elem_id: str) -> gr.Gallery:
+    """Build a gallery of small pictures, one of which is chosen by a click."""
+    return gr.Gallery(
+        label=label,
+        format="png",
+        columns=6,
+        fit_columns=False,
+        height="auto",
+        allow_preview=False,
+        interactive=False,
+        elem_id=elem_id,
+        elem_classes="compact",
+    )

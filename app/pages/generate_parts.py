@@ -19,6 +19,7 @@ from .controls import (
     prompt_box,
     sampling,
     seed_box,
+    small_pictures,
 )
 from .messages import status
 from .problems import problem_place
@@ -87,17 +88,7 @@ def lay_out(services: Services, tab: gr.Tab) -> GenerateParts:
                 "Use the chosen picture's settings", size="sm", elem_id="generate-reuse"
             )
         history_problem = problem_place("generate", "history-problem")
-        history = gr.Gallery(
-            label="This session; click a picture to choose it",
-            format="png",
-            columns=6,
-            fit_columns=False,
-            height="auto",
-            allow_preview=False,
-            interactive=False,
-            elem_id="generate-history",
-            elem_classes="compact",
-        )
+        history = small_pictures("This session; click a picture to choose it", "generate-history")
         chosen = gr.State(None)
         build_album(services, chosen, line)
     with gr.Column(elem_classes="tune"):

@@ -96,36 +96,31 @@ def _build_class(services: Services) -> dict[str, Component]:
 
 
 def _build_machine(services: Services) -> dict[str, Component]:
+    choices = (
+        (
+            *("precision", "Precision", PRECISION_NAMES),
+            "Of the frozen model; auto: 16 bits on a GPU, 32 on a CPU.",
+        ),
+        (
+            *("checkpointing", "Gradient checkpointing", SWITCH),
+            "Less memory, slower steps; auto: where memory is short.",
+        ),
+        (
+            *("offload", "Offloading", SWITCH),
+            "Models on the device one by one; auto: where memory is short.",
+        ),
+    )
+    fields: dict[str, Component] = {}
     with gr.Row():
-        precision = gr.Dropdown(
-            list(PRECISION_NAMES),
-            value=AUTO,
-            label="Precision",
-            info="Of the frozen model; auto: 16 bits on a GPU, 32 on a CPU.",
-            min_width=140,
-            elem_id="train-precision",
-        )
-        checkpointing = gr.Dropdown(
-            list(SWITCH),
-            value=AUTO,
-            label="Gradient checkpointing",
-            info="Less memory, slower steps; auto: where memory is short.",
-            min_width=140,
-            elem_id="train-checkpointing",
-        )
-        offload = gr.Dropdown(
-            list(SWITCH),
-            value=AUTO,
-            label="Offloading",
-            info="Models on the device one by one; auto: where memory is short.",
-            min_width=140,
-            elem_id="train-offload",
-        )
-    fields: dict[str, Component] = {
-        "precision": precision,
-        "checkpointing": checkpointing,
-        "offload": offload,
-    }
+        for name, label, values, info in choices:
+            fields[name] = gr.Dropdown(
+                list(values),
+                value=AUTO,
+                label=label,
+                info=info,
+                min_width=140,
+                elem_id=f"train-{name}",
+            )
     if TrainingMachine(services.base.device, services.base.drawing.family).has_8_bit:
         fields["eight_bit"] = gr.Checkbox(
             False,
