@@ -33,10 +33,10 @@ from .subjects import build_subjects
 from .tokenizer import sequence_tokenizer
 from .training import Schedule
 
-STAGES = ("pool", "latents", "vae", "train", "distill", "export", "judges", "evaluate", "subjects")
-"""In the order in which they need each other; the stage `samples` can follow any after the vae."""
+STAGES = ("pool", "vae", "latents", "train", "distill", "export", "judges", "evaluate", "subjects")
+"""In the order in which they need each other; the stage `samples` can follow any after `train`."""
 
-_VAE_PARTS = 6
+_VAE_PARTS = 16
 _FLOW, _DISTILLED = "flow.pt", "distilled.pt"
 _SCHEDULES = {"vae": "vae", "train": "schedule", "distill": "distillation"}
 _EXPORTED, _JUDGES = "toybox_flow", "judges"
@@ -50,7 +50,7 @@ class Plan:
         parts: of the pool.
         part: pictures in each.
         recipe: of the pictures.
-        teacher: folder of the autoencoder that the latents come from.
+        teacher: folder of the autoencoder that our own starts from.
         vae: schedule of the training of our own autoencoder.
         shape: of the transformer and the text encoders.
         schedule: of their training.
@@ -65,18 +65,17 @@ class Plan:
     teacher: Path = TEACHER
     vae: Schedule = field(
         default_factory=lambda: Schedule(
-            steps=700,
-            batch_size=8,
+            steps=2000,
             muon_rate=0.008,
             adam_rate=1e-3,
             decay_start=0.5,
-            average_decay=0.98,
+            average_decay=0.99,
         )
     )
     shape: Shape = field(default_factory=Shape)
-    schedule: Schedule = field(default_factory=lambda: Schedule(steps=6000))
+    schedule: Schedule = field(default_factory=lambda: Schedule(steps=6000, batch_size=512))
     distillation: Schedule = field(
-        default_factory=lambda: Schedule(steps=800, muon_rate=0.005, adam_rate=4e-4)
+        default_factory=lambda: Schedule(steps=800, batch_size=512, muon_rate=0.005, adam_rate=4e-4)
     )
     judged: int = 9000
     seed: int = 21
@@ -124,7 +123,7 @@ def run_stage(stage: str, work: Path, plan: Plan, device: torch.device, threads:
     elif stage == "vae":
         train_flow_vae(work, plan.vae, plan.seed, device, plan.teacher, _VAE_PARTS)
     elif stage == "latents":
-        encode_parts(work, device, plan.teacher)
+        encode_parts(work, device)
     elif stage == "train":
         _train(work, plan, device)
     elif stage == "distill":

@@ -72,26 +72,42 @@ class FlowExamples:
         empty = model.tokenise([""])
         return cls(torch.from_numpy(latents), masks, pooled, sequence, empty)
 
+    def to(self, device: torch.device) -> FlowExamples:
+        """The same on another device, where batches are then drawn."""
+        pooled_empty, sequence_empty = (tokens.to(device) for tokens in self.empty)
+        return FlowExamples(
+            self.latents.to(device),
+            self.masks.to(device),
+            self.pooled.to(device),
+            self.sequence.to(device),
+            (pooled_empty, sequence_empty),
+        )
+
     @property
     def count(self) -> int:
         """Pictures to train on."""
         return len(self.latents) - HELD_BACK
 
-    def draw(self, count: int, generator: torch.Generator, device: torch.device) -> Batch:
+    def draw(self, count: int, generator: torch.Generator) -> Batch:
         """Random pictures; some captions are emptied for guidance."""
-        indices = torch.randint(self.count, (count,), generator=generator)
-        batch = self.at(indices, generator, device)
-        emptied = (torch.rand(count, generator=generator) < CAPTION_DROP).to(device)
-        for tokens, empty in zip((batch.pooled, batch.sequence), self.empty, strict=True):
-            tokens[emptied] = empty.to(device)
+        device = generator.device
+        indices = torch.randint(self.count, (count,), generator=generator, device=device)
+        batch = self.at(indices, generator)
+        emptied = torch.rand(count, generator=generator, device=device) < CAPTION_DROP
+        pooled, sequence = self.empty
+        batch.pooled = torch.where(emptied[:, None], pooled, batch.pooled)
+        batch.sequence = torch.where(emptied[:, None], sequence, batch.sequence)
         return batch
 
-    def at(self, indices: Tensor, generator: torch.Generator, device: torch.device) -> Batch:
+    def at(self, indices: Tensor, generator: torch.Generator) -> Batch:
         """Chosen pictures, each with one of its captions."""
-        choice = torch.randint(self.pooled.shape[1], (len(indices),), generator=generator)
+        size = (len(indices),)
+        choice = torch.randint(
+            self.pooled.shape[1], size, generator=generator, device=generator.device
+        )
         return Batch(
-            self.latents[indices].float().to(device),
-            1 + OBJECT_WEIGHT * self.masks[indices].float()[:, None].to(device) / 255,
-            self.pooled[indices, choice].to(device),
-            self.sequence[indices, choice].to(device),
+            self.latents[indices].float(),
+            1 + OBJECT_WEIGHT * self.masks[indices].float()[:, None] / 255,
+            self.pooled[indices, choice],
+            self.sequence[indices, choice],
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +42,7 @@ class Shape:
     heads: int = 8
     head_width: int = 32
     double: int = 2
-    single: int = 6
+    single: int = 8
     text_width: int = 192
     text_layers: int = 2
 
@@ -209,7 +208,7 @@ class FlowModel:
         noise_levels: Tensor,
         guidance: Tensor,
         conditions: Conditions,
-        padding: int,
+        padding: Tensor,
     ) -> Tensor:
         """Predict noise minus picture.
 
@@ -218,12 +217,12 @@ class FlowModel:
             noise_levels: in [0, 1], `(n,)`.
             guidance: scales for the guidance embedding, `(n,)`.
             conditions: of `n` prompts.
-            padding: how many tokens of padding the last one of the text stands for.
+            padding: how many tokens of padding the last one of the text stands for, `()`.
         """
         count = conditions.text.shape[1]
         # So many equal keys weigh as much as one whose logit is larger by their logarithm.
         bias = tokens.new_zeros(1, 1, 1, count + tokens.shape[1])
-        bias[..., count - 1] = math.log(padding) if padding else _FAR_BIAS
+        bias[..., count - 1] = padding.log()
         output: Tensor = self.transformer(
             hidden_states=tokens,
             timestep=noise_levels,

@@ -30,7 +30,9 @@ Objective = Callable[[FlowModel, Batch, torch.Generator], Tensor]
 
 def noise_levels(count: int, generator: torch.Generator) -> Tensor:
     """Stratified levels of noise in (0, 1), logit-normal."""
-    strata = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    device = generator.device
+    within = torch.rand(count, generator=generator, device=device)
+    strata = (torch.arange(count, device=device) + within) / count
     normal = torch.special.ndtri(strata.clamp(1e-4, 1 - 1e-4))
     return (_LEVEL_MEAN + _LEVEL_STD * normal).sigmoid()
 
@@ -44,24 +46,25 @@ class Noisy:
     levels: Tensor
     weights: Tensor
     guidance: Tensor
-    padding: int
+    padding: Tensor
 
     @classmethod
     def draw(cls, batch: Batch, generator: torch.Generator) -> Noisy:
         """Mix pictures with noise: `(1 - level) * picture + level * noise`."""
-        device, count = batch.latents.device, len(batch.latents)
-        levels = noise_levels(count, generator).to(device)
-        noise = torch.randn(batch.latents.shape, generator=generator).to(device)
+        device, count = generator.device, len(batch.latents)
+        levels = noise_levels(count, generator)
+        noise = torch.randn(batch.latents.shape, generator=generator, device=device)
         low, high = GUIDANCE_RANGE
-        guidance = low + (high - low) * torch.rand(count, generator=generator)
+        guidance = low + (high - low) * torch.rand(count, generator=generator, device=device)
+        paddings = torch.tensor(PADDINGS, device=device)
         share = levels[:, None, None, None]
         return cls(
             pack((1 - share) * batch.latents + share * noise),
             pack(noise - batch.latents),
             levels,
             pack(batch.weights.expand_as(batch.latents)),
-            guidance.to(device),
-            PADDINGS[int(torch.randint(len(PADDINGS), (), generator=generator))],
+            guidance,
+            paddings[torch.randint(len(PADDINGS), (), generator=generator, device=device)],
         )
 
     def error(self, predicted: Tensor, target: Tensor) -> Tensor:
@@ -102,18 +105,18 @@ def train_flow(
 ) -> Training:
     """Train a model by an objective, from wherever the checkpoint stands."""
     training = Training(learning(model, frozen), checkpoint, schedule, seed, _OUTER)
+    examples = examples.to(device)
 
     def loss(generator: torch.Generator) -> Tensor:
-        batch = examples.draw(schedule.batch_size, generator, device)
-        return objective(model, batch, generator)
+        return objective(model, examples.draw(schedule.batch_size, generator), generator)
 
     def report() -> str:
         """The loss on pictures held back, with the same noise every time."""
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(device).manual_seed(0)
         end = examples.count + min(HELD_BACK, _VALIDATION_IMAGES)
         losses = [
-            float(objective(model, examples.at(indices, generator, device), generator))
-            for indices in torch.arange(examples.count, end).split(64)
+            float(objective(model, examples.at(indices, generator), generator))
+            for indices in torch.arange(examples.count, end, device=device).split(64)
         ]
         return f"{examples.count} pictures, validation loss {sum(losses) / len(losses):.4f}"
 

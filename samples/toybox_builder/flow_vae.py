@@ -1,8 +1,7 @@
-"""Toybox-Flow's autoencoder: Toybox's with one level more, which learns the folded latents.
+"""Toybox-Flow's autoencoder: Toybox's with one level more, between its own and the latents.
 
-The levels near the pictures are Toybox's. Of the encoder they stay as they are, for the latents
-are given; the decoder learns in two parts, first the features that Toybox's decoder has inside,
-which is cheap, then pictures.
+It starts with Toybox's levels near the pictures, and learns to rebuild pictures from latents that
+stay close to Toybox's folded ones.
 """
 
 from __future__ import annotations
@@ -19,22 +18,19 @@ from torch import Tensor, nn
 
 from .features import EfficientNetLite0, perceptual_distance
 from .files import replace_folder
-from .flow_latents import LATENTS, Folding, load_teacher
+from .flow_latents import Folding, load_frozen
 from .flow_world import part_folders
 from .pool import load_pool
 from .training import Schedule, Training
-from .vae import HELD_BACK, to_tensor
-
-FEATURE_SHARE = 0.5
-"""Part of the steps in which the decoder learns features."""
+from .vae import HELD_BACK, as_pictures
 
 _LEVEL_WIDTH = 128
-_LATENT_NOISE = 0.05
+_LATENT_NOISE = 0.1
 """Standard deviation of what is added to latents that are decoded: generated ones are not exact."""
 
 _LOG_VARIANCE = -8.0
-_PERCEPTUAL_WEIGHT = 0.1
-_REPORT_IMAGES = 64
+_PERCEPTUAL_WEIGHT, _ANCHOR_WEIGHT = 0.1, 0.1
+_REPORT_IMAGES = 256
 
 
 def new_flow_vae(teacher: AutoencoderKL) -> AutoencoderKL:
@@ -69,12 +65,11 @@ def new_flow_vae(teacher: AutoencoderKL) -> AutoencoderKL:
 
 @torch.no_grad()
 def _take_over(vae: AutoencoderKL, teacher: AutoencoderKL) -> None:
-    """Copy the levels near the pictures, and keep those of the encoder from learning."""
+    """Copy the levels near the pictures."""
     parameters = dict(vae.named_parameters())
     for name, value in teacher.named_parameters():
         if re.match(r"encoder\.(conv_in|down_blocks)", name):
             parameters[name].copy_(value)
-            parameters[name].requires_grad_(False)
         elif re.match(r"decoder\.(up_blocks|conv_norm_out|conv_out)", name):
             # Counted from the latents, so that one level more shifts the numbers.
             moved = re.sub(r"(?<=up_blocks\.)\d+", lambda match: f"{int(match[0]) + 1}", name)
@@ -84,102 +79,69 @@ def _take_over(vae: AutoencoderKL, teacher: AutoencoderKL) -> None:
 
 @dataclass
 class Lessons:
-    """What the autoencoder learns from: the teacher, pictures and their folded latents."""
+    """What the autoencoder learns from.
+
+    Attributes:
+        teacher: whose folded latents ours stay close to.
+        folding: of them.
+        images: 8-bit pictures `(n, height, width, 3)`; those held back come last.
+        network: sees how far apart pictures are.
+    """
 
     teacher: AutoencoderKL
     folding: Folding
-    images: np.ndarray
-    latents: Tensor
+    images: Tensor
     network: EfficientNetLite0
-    device: torch.device
 
     @classmethod
     def load(cls, work: Path, teacher: AutoencoderKL, device: torch.device, parts: int) -> Lessons:
-        """Some parts of the pool; the pictures held back come last."""
-        folders = [p for p in part_folders(work) if (p / LATENTS).exists()][:parts][::-1]
+        """Some parts of the pool."""
+        folders = part_folders(work)[:parts][::-1]
+        images = np.concatenate([load_pool(folder).images for folder in folders])
         return cls(
             teacher.to(device),
-            Folding.load(work, teacher, device),
-            np.concatenate([load_pool(folder).images for folder in folders]),
-            torch.from_numpy(np.concatenate([np.load(folder / LATENTS) for folder in folders])),
+            Folding.measure(work, teacher, device),
+            torch.from_numpy(images).to(device),
             EfficientNetLite0().to(device),
-            device,
         )
 
-    def at(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Pictures and folded latents."""
-        images = to_tensor(self.images[indices.numpy()]).to(self.device)
-        return images, self.latents[indices].float().to(self.device)
+    def anchors(self, images: Tensor) -> Tensor:
+        """Latents to stay close to."""
+        with torch.no_grad():
+            return self.folding.fold(self.teacher.encode(images).latent_dist.mean)
 
-    def loss(
-        self, vae: AutoencoderKL, count: int, features: bool, generator: torch.Generator
-    ) -> Tensor:
-        """Error of the encoder, and of the decoder in features or in pictures."""
-        drawn = torch.randint(len(self.images) - HELD_BACK, (count,), generator=generator)
-        images, latents = self.at(drawn)
-        encoding = F.mse_loss(vae.encode(images).latent_dist.mean, latents)
-        noise = torch.randn(latents.shape, generator=generator).to(self.device)
-        noisy = latents + _LATENT_NOISE * noise
-        if features:
-            with torch.no_grad():
-                wanted = _teacher_features(self.teacher, self.folding.unfold(latents))
-            decoding = F.mse_loss(_features(vae, noisy), wanted) / wanted.var()
-        else:
-            decoding = self._picture_error(vae, noisy, images, generator)
-        return encoding + decoding
-
-    def _picture_error(
-        self, vae: AutoencoderKL, latents: Tensor, images: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        """Of a crop of half the edge."""
-        edge = latents.shape[-1] // 2
-        scale = images.shape[-1] // latents.shape[-1]
-        top, left = torch.randint(edge + 1, (2,), generator=generator).tolist()
-        output = vae.decode(latents[..., top : top + edge, left : left + edge]).sample
-        rows, columns = (slice(scale * at, scale * (at + edge)) for at in (top, left))
-        wanted = images[..., rows, columns]
-        perceptual = perceptual_distance(self.network, output, wanted)
-        return F.l1_loss(output, wanted) + _PERCEPTUAL_WEIGHT * perceptual
+    def loss(self, vae: AutoencoderKL, count: int, generator: torch.Generator) -> Tensor:
+        """Error of pictures that go through the autoencoder, and of the latents on the way."""
+        device = generator.device
+        learned = len(self.images) - HELD_BACK
+        drawn = torch.randint(learned, (count,), generator=generator, device=device)
+        images = as_pictures(self.images[drawn])
+        latents = vae.encode(images).latent_dist.mean
+        noise = torch.randn(latents.shape, generator=generator, device=device)
+        output = vae.decode(latents + _LATENT_NOISE * noise).sample
+        return (
+            F.l1_loss(output, images)
+            + _PERCEPTUAL_WEIGHT * perceptual_distance(self.network, output, images)
+            + _ANCHOR_WEIGHT * F.mse_loss(latents, self.anchors(images))
+        )
 
     @torch.no_grad()
     def report(self, vae: AutoencoderKL) -> str:
-        """Quality on pictures held back: of the latents, and of pictures both ways."""
-        errors, given, both = [], [], []
+        """Quality on pictures held back."""
+        errors, quality = [], []
         first = len(self.images) - HELD_BACK
-        count = min(HELD_BACK, _REPORT_IMAGES)
-        for indices in torch.arange(first, first + count).split(16):
-            images, latents = self.at(indices)
-            encoded = vae.encode(images).latent_dist.mean
-            errors.append((encoded - latents).square().mean((1, 2, 3)))
-            given.append(_psnr(vae.decode(latents).sample, images))
-            both.append(_psnr(vae.decode(encoded).sample, images))
-        error, from_given, from_own = (float(torch.cat(v).mean()) for v in (errors, given, both))
-        return (
-            f"latents off by {error:.4f} of their variance, PSNR {from_given:.2f} dB from the "
-            f"teacher's latents and {from_own:.2f} dB from its own"
-        )
+        for batch in self.images[first : first + min(HELD_BACK, _REPORT_IMAGES)].split(16):
+            images = as_pictures(batch)
+            latents = vae.encode(images).latent_dist.mean
+            errors.append((latents - self.anchors(images)).square().mean((1, 2, 3)))
+            quality.append(_psnr(vae.decode(latents).sample, images))
+        error, decibels = (float(torch.cat(values).mean()) for values in (errors, quality))
+        return f"PSNR {decibels:.2f} dB, latents {error:.4f} of their variance off Toybox's"
 
 
 def _psnr(output: Tensor, images: Tensor) -> Tensor:
     error = ((output.clamp(-1, 1) - images) / 2).square().mean((1, 2, 3))
     return -10 * error.log10()
-
-
-def _features(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Of our decoder, where its edge is the teacher's innermost."""
-    decoder = vae.decoder
-    hidden = decoder.mid_block(decoder.conv_in(vae.post_quant_conv(latents)))
-    hidden = decoder.up_blocks[0](hidden)
-    features: Tensor = decoder.up_blocks[1].resnets[0](hidden, None)
-    return features
-
-
-def _teacher_features(teacher: AutoencoderKL, latents: Tensor) -> Tensor:
-    """The same, of the teacher's decoder."""
-    decoder = teacher.decoder
-    hidden = decoder.mid_block(decoder.conv_in(teacher.post_quant_conv(latents)))
-    features: Tensor = decoder.up_blocks[0].resnets[0](hidden, None)
-    return features
 
 
 def train_flow_vae(
@@ -192,16 +154,16 @@ def train_flow_vae(
 ) -> None:
     """Train from wherever the checkpoint stands, and write the autoencoder as it is then."""
     torch.manual_seed(seed)
-    teacher = load_teacher(teacher_folder)
+    teacher = load_frozen(teacher_folder)
     lessons = Lessons.load(work, teacher, device, parts)
     vae = new_flow_vae(teacher).to(device)
     training = Training([vae], work / "vae.pt", schedule, seed)
 
-    def loss(generator: torch.Generator) -> Tensor:
-        features = training.progress < FEATURE_SHARE
-        return lessons.loss(vae, schedule.batch_size, features, generator)
-
-    training.run(loss, lambda: lessons.report(vae), device)
+    training.run(
+        lambda generator: lessons.loss(vae, schedule.batch_size, generator),
+        lambda: lessons.report(vae),
+        device,
+    )
     training.average.swap()
     vae.eval().save_pretrained(work / "vae.new")
     replace_folder(work / "vae.new", work / "vae")

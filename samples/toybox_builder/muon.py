@@ -62,22 +62,27 @@ class Muon(torch.optim.Optimizer):
                     rows = parameter.shape[0]
                     by_shape[rows, parameter.numel() // rows].append(parameter)
             for (rows, columns), parameters in by_shape.items():
-                updates = []
-                for parameter in parameters:
-                    gradient = parameter.grad
-                    assert gradient is not None
-                    state = self.state[parameter]
-                    if "momentum" not in state:
-                        state["momentum"] = torch.zeros_like(gradient)
-                    buffer = state["momentum"]
-                    buffer.lerp_(gradient, 1 - group["momentum"])
-                    nesterov = gradient.lerp(buffer, group["momentum"])
-                    updates.append(nesterov.reshape(rows, columns))
-                directions = orthogonalise(torch.stack(updates), group["steps"])
+                gradients = [parameter.grad for parameter in parameters]
+                buffers = [self._momentum(parameter) for parameter in parameters]
+                torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+                nesterov = torch._foreach_lerp(gradients, buffers, group["momentum"])
+                updates = torch.stack([update.reshape(rows, columns) for update in nesterov])
+                directions = [
+                    direction.reshape(parameter.shape)
+                    for direction, parameter in zip(
+                        orthogonalise(updates, group["steps"]), parameters, strict=True
+                    )
+                ]
                 rate = group["lr"] * max(1.0, rows / columns) ** 0.5
-                for parameter, direction in zip(parameters, directions, strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(direction.reshape(parameter.shape), alpha=-rate)
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(parameters, directions, alpha=-rate)
+
+    def _momentum(self, parameter: nn.Parameter) -> Tensor:
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        momentum: Tensor = state["momentum"]
+        return momentum
 
 
 OUTER = "embeddings|conv_in|conv_out"

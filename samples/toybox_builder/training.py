@@ -96,28 +96,26 @@ class Training:
         for module in self._modules:
             module.train()
         print(f"{name}: from step {self.step} to {end}", flush=True)
-        saved = time.monotonic()
-        losses: list[float] = []
-        spent = 0.0
+        saved = begun = time.monotonic()
+        losses: list[Tensor] = []
         while self.step < end:
             # Every step has its own numbers, so that a resumed run equals one without a stop.
-            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.step)
-            begun = time.monotonic()
+            generator = torch.Generator(device).manual_seed(self._seed * 1_000_003 + self.step)
             with autocast(device):
                 error = loss(generator)
             losses.append(self._learn(error))
-            spent += time.monotonic() - begun
             if self.step % _LOG_STEPS == 0:
-                mean = sum(losses) / len(losses)
-                speed = len(losses) * self.schedule.batch_size / spent
+                # Read here alone, for a GPU has to finish what it does to tell a loss.
+                mean = float(torch.stack(losses).mean())
+                speed = len(losses) * self.schedule.batch_size / (time.monotonic() - begun)
                 print(f"{name}: step {self.step}, loss {mean:.4f}, {speed:.1f}/s", flush=True)
-                losses, spent = [], 0.0
+                losses, begun = [], time.monotonic()
             if time.monotonic() - saved > self.schedule.checkpoint_minutes * 60:
                 self._save(report)
-                saved = time.monotonic()
+                saved = begun = time.monotonic()
         self._save(report)
 
-    def _learn(self, loss: Tensor) -> float:
+    def _learn(self, loss: Tensor) -> Tensor:
         """One step down; returns the loss."""
         factor = learning_rate_factor(self.progress, decay_start=self.schedule.decay_start)
         for optimizer in self._optimizers:
@@ -129,7 +127,7 @@ class Training:
             optimizer.step()
         self.step += 1
         self.average.update(self.step)
-        return loss.item()
+        return loss.detach()
 
     def _save(self, report: Callable[[], str]) -> None:
         state = {

@@ -57,7 +57,12 @@ def new_vae() -> AutoencoderKL:
 
 def to_tensor(images: np.ndarray) -> Tensor:
     """8-bit pictures (N, H, W, 3) to a tensor (N, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return as_pictures(torch.from_numpy(np.array(images)))
+
+
+def as_pictures(images: Tensor) -> Tensor:
+    """The same for pictures that are a tensor already, on its device."""
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _batch(pool: Pool, count: int, crop: bool, rng: np.random.Generator) -> np.ndarray:
@@ -141,8 +146,8 @@ def train_vae(pool: Pool, work: Path, minutes: float, device: torch.device, seed
 def encode(vae: AutoencoderKL, images: np.ndarray, device: torch.device) -> Tensor:
     """Means of the posteriors, unscaled, as (N, 4, 16, 16)."""
     parts = []
-    for start in range(0, len(images), 32):
-        batch = to_tensor(images[start : start + 32]).to(device)
+    for start in range(0, len(images), 64):
+        batch = as_pictures(torch.from_numpy(np.array(images[start : start + 64])).to(device))
         with autocast(device):
             mean = vae.encode(batch).latent_dist.mean
         parts.append(mean.half().cpu())

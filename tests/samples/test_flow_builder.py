@@ -21,7 +21,7 @@ from samples.toybox_builder.concepts import CORE_CONCEPTS, Concept, Sprite
 from samples.toybox_builder.flow import Plan, new_model, run_stage
 from samples.toybox_builder.flow_distill import Distillation, guided
 from samples.toybox_builder.flow_export import FLOW_SAMPLING, assemble_flow
-from samples.toybox_builder.flow_latents import Folding, load_teacher
+from samples.toybox_builder.flow_latents import load_frozen
 from samples.toybox_builder.flow_model import FlowModel, Shape, pack
 from samples.toybox_builder.flow_subjects import FLOW_SUBJECTS
 from samples.toybox_builder.flow_train import Noisy
@@ -69,7 +69,7 @@ def _teacher(folder: Path) -> AutoencoderKL:
         norm_num_groups=16,
         mid_block_add_attention=False,
     ).save_pretrained(folder)
-    return load_teacher(folder)
+    return load_frozen(folder)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Any:
         for module in (flow_data, flow_train, flow_vae):
             patch.setattr(module, "HELD_BACK", HELD_BACK)
         patch.setattr(pool, "fetch_sprites", _sprites)
-        for stage in ("pool", "latents", "vae"):
+        for stage in ("pool", "vae", "latents"):
             _run(stage, folder)
         yield folder
 
@@ -105,18 +105,25 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> FlowModel:
     return made
 
 
-def test_latents_are_standard_and_unfold(work: Path) -> None:
-    teacher = load_teacher(work / "teacher")
+def test_latents_are_those_of_our_own_autoencoder(work: Path) -> None:
     part = work / "pool" / "000"
     latents = torch.from_numpy(np.load(part / "latents.npy")).float()
     assert latents.shape == (PLAN.part, 4, 16, 16)
-    # They were standardised by these very pictures; half precision holds three digits.
-    assert abs(latents.mean()) < 0.01
-    assert abs(latents.std() - 1) < 0.02
+    own = AutoencoderKL.from_pretrained(work / "vae").eval()
     with torch.no_grad():
-        exact = teacher.encode(vae.to_tensor(load_pool(part).images)).latent_dist.mean
-    unfolded = Folding.load(work, teacher, CPU).unfold(latents)
-    torch.testing.assert_close(unfolded, exact, atol=2e-3 * float(exact.std()), rtol=2e-3)
+        exact = own.encode(vae.to_tensor(load_pool(part).images)).latent_dist.mean
+    # Half precision holds three digits.
+    torch.testing.assert_close(latents, exact, atol=2e-3, rtol=2e-3)
+
+
+def test_folded_latents_are_standard(work: Path) -> None:
+    """By the pictures that they were measured on."""
+    lessons = flow_vae.Lessons.load(work, load_frozen(work / "teacher"), CPU, parts=1)
+    folded = lessons.anchors(vae.as_pictures(lessons.images))
+    assert folded.shape == (PLAN.part, 4, 16, 16)
+    # The statistics were taken of latents in half precision.
+    assert abs(folded.mean()) < 0.01
+    assert abs(folded.std() - 1) < 0.02
 
 
 def test_autoencoder_starts_with_the_teachers_outer_levels(tmp_path: Path) -> None:
@@ -139,19 +146,15 @@ def test_autoencoder_starts_with_the_teachers_outer_levels(tmp_path: Path) -> No
         spread = ours.encode(pictures).latent_dist.std
     # A posterior that is nearly a point: exp(-8 / 2).
     assert spread.max() < 0.02
-    learning = {name for name, value in ours.named_parameters() if value.requires_grad}
-    assert not any(name.startswith("encoder.down_blocks.0") for name in learning)
-    assert "encoder.down_blocks.2.downsamplers.0.conv.weight" in learning
 
 
 def test_autoencoder_learns(work: Path) -> None:
     """More steps from a checkpoint lower the error."""
-    lessons = flow_vae.Lessons.load(work, load_teacher(work / "teacher"), CPU, parts=2)
+    lessons = flow_vae.Lessons.load(work, load_frozen(work / "teacher"), CPU, parts=2)
 
     def error(autoencoder: AutoencoderKL) -> float:
-        images, latents = lessons.at(torch.arange(20))
         with torch.no_grad():
-            return float((autoencoder.encode(images).latent_dist.mean - latents).square().mean())
+            return float(lessons.loss(autoencoder, 16, torch.Generator().manual_seed(1)))
 
     torch.manual_seed(PLAN.seed)
     fresh = flow_vae.new_flow_vae(lessons.teacher)
@@ -295,7 +298,7 @@ def test_velocity_is_what_the_pipeline_computes(model: FlowModel, length: int) -
         seen["timestep"],
         seen["guidance"],
         conditions,
-        padding=length - MAX_LENGTH,
+        padding=torch.tensor(length - MAX_LENGTH),
     )
     # Sums of 512 in another order, in float32. At 24 tokens the last ones lack neighbours that
     # are padding, which moves them a little.
@@ -308,7 +311,9 @@ def test_padding_counts(model: FlowModel) -> None:
     """The test above could not fail if padding had no weight."""
     conditions = model.encode(*model.tokenise(["a photo of a red dog"]))
     tokens, level = torch.randn(1, 64, 16), torch.tensor([0.5])
-    few, many = (model.velocity(tokens, level, level, conditions, count) for count in (8, 488))
+    few, many = (
+        model.velocity(tokens, level, level, conditions, torch.tensor(count)) for count in (8, 488)
+    )
     assert (few - many).abs().max() > 1e-3
 
 
