@@ -13,8 +13,8 @@ from diffusers import AutoencoderKL, FluxPipeline
 
 from .evaluate import write_metrics
 from .flow_data import FlowExamples, learn_tokenizer
-from .flow_distill import FROZEN, Distillation
 from .flow_export import FLOW_SAMPLING, UNDISTILLED, assemble_flow, look, save_flow
+from .flow_guidance import GuidedFlow
 from .flow_latents import TEACHER, encode_parts
 from .flow_model import FlowModel, Shape
 from .flow_subjects import FLOW_LOOK, FLOW_SUBJECTS
@@ -33,12 +33,12 @@ from .subjects import build_subjects
 from .tokenizer import sequence_tokenizer
 from .training import Schedule
 
-STAGES = ("pool", "vae", "latents", "train", "distill", "export", "judges", "evaluate", "subjects")
+STAGES = ("pool", "vae", "latents", "train", "guide", "export", "judges", "evaluate", "subjects")
 """In the order in which they need each other; the stage `samples` can follow any after `train`."""
 
 _VAE_PARTS = 16
-_FLOW, _DISTILLED = "flow.pt", "distilled.pt"
-_SCHEDULES = {"vae": "vae", "train": "schedule", "distill": "distillation"}
+_FLOW, _GUIDED = "flow.pt", "guided.pt"
+_SCHEDULES = {"vae": "vae", "train": "schedule", "guide": "guiding"}
 _EXPORTED, _JUDGES = "toybox_flow", "judges"
 
 
@@ -54,7 +54,7 @@ class Plan:
         vae: schedule of the training of our own autoencoder.
         shape: of the transformer and the text encoders.
         schedule: of their training.
-        distillation: schedule of the distillation of guidance into the transformer.
+        guiding: schedule of what follows, in which guidance is learned too.
         judged: pictures that the judges are fitted on.
         seed: of all trainings.
     """
@@ -65,7 +65,7 @@ class Plan:
     teacher: Path = TEACHER
     vae: Schedule = field(
         default_factory=lambda: Schedule(
-            steps=2000,
+            steps=1400,
             muon_rate=0.008,
             adam_rate=1e-3,
             decay_start=0.5,
@@ -73,9 +73,11 @@ class Plan:
         )
     )
     shape: Shape = field(default_factory=Shape)
-    schedule: Schedule = field(default_factory=lambda: Schedule(steps=6000, batch_size=512))
-    distillation: Schedule = field(
-        default_factory=lambda: Schedule(steps=800, batch_size=512, muon_rate=0.005, adam_rate=4e-4)
+    schedule: Schedule = field(default_factory=lambda: Schedule(steps=2400, batch_size=512))
+    guiding: Schedule = field(
+        default_factory=lambda: Schedule(
+            steps=1500, batch_size=512, muon_rate=0.01, adam_rate=7e-4, decay_start=0.3
+        )
     )
     judged: int = 9000
     seed: int = 21
@@ -92,8 +94,8 @@ def _learned(work: Path, plan: Plan) -> tuple[FluxPipeline, int, dict[str, Any]]
     """The pipeline as trained so far, the steps that took, and the settings to draw with."""
     model = new_model(work, plan)
     steps, settings = load_learned(model, work / _FLOW), UNDISTILLED
-    if (work / _DISTILLED).exists():
-        steps += load_learned(model, work / _DISTILLED, FROZEN)
+    if (work / _GUIDED).exists():
+        steps += load_learned(model, work / _GUIDED)
         settings = FLOW_SAMPLING
     for module in model.modules.values():
         module.eval()
@@ -107,13 +109,12 @@ def _train(work: Path, plan: Plan, device: torch.device) -> None:
     train_flow(model, examples, flow_loss, work / _FLOW, plan.schedule, plan.seed, device)
 
 
-def _distill(work: Path, plan: Plan, device: torch.device) -> None:
+def _guide(work: Path, plan: Plan, device: torch.device) -> None:
     teacher, model = (new_model(work, plan).to(device) for _ in range(2))
     for each in (teacher, model):
         load_learned(each, work / _FLOW)
-    examples, objective = FlowExamples.load(work, model), Distillation(teacher)
-    path, schedule = work / _DISTILLED, plan.distillation
-    train_flow(model, examples, objective, path, schedule, plan.seed, device, FROZEN)
+    examples, objective = FlowExamples.load(work, model), GuidedFlow(teacher)
+    train_flow(model, examples, objective, work / _GUIDED, plan.guiding, plan.seed, device)
 
 
 def run_stage(stage: str, work: Path, plan: Plan, device: torch.device, threads: int) -> None:
@@ -126,8 +127,8 @@ def run_stage(stage: str, work: Path, plan: Plan, device: torch.device, threads:
         encode_parts(work, device)
     elif stage == "train":
         _train(work, plan, device)
-    elif stage == "distill":
-        _distill(work, plan, device)
+    elif stage == "guide":
+        _guide(work, plan, device)
     elif stage == "samples":
         pipeline, steps, settings = _learned(work, plan)
         look(pipeline, settings).save(work / f"grid_{steps:06d}.png")
@@ -139,7 +140,7 @@ def run_stage(stage: str, work: Path, plan: Plan, device: torch.device, threads:
         judges = fit_judges(judged, vae, learn_tokenizer(work), plan.seed)
         judges.save(work / _JUDGES)
     elif stage == "evaluate":
-        settings = FLOW_SAMPLING if (work / _DISTILLED).exists() else UNDISTILLED
+        settings = FLOW_SAMPLING if (work / _GUIDED).exists() else UNDISTILLED
         write_metrics(load_flow_pool(work, 1), work / _EXPORTED, work / _JUDGES, settings)
     elif stage == "subjects":
         build_subjects(work / "npm", work / "flow_subjects", FLOW_SUBJECTS, FLOW_LOOK)
@@ -157,6 +158,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    torch.set_float32_matmul_precision("high")  # of GPUs; CPUs have no such thing
     plan = replace(plan, parts=options.parts)
     if options.steps is not None:
         if options.stage not in _SCHEDULES:

@@ -48,6 +48,11 @@ class Batch:
     pooled: Tensor
     sequence: Tensor
 
+    def first(self, count: int) -> Batch:
+        """Of its first pictures."""
+        rows = (self.latents, self.weights, self.pooled, self.sequence)
+        return Batch(*(part[:count] for part in rows))
+
 
 @dataclass
 class FlowExamples:

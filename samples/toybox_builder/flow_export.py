@@ -21,7 +21,7 @@ FLOW_SAMPLING: dict[str, Any] = {
     "guidance_scale": 3.5,
     "max_sequence_length": MAX_LENGTH,
 }
-"""How pictures are drawn once the guidance is distilled."""
+"""How pictures are drawn once guidance is learned."""
 
 UNDISTILLED: dict[str, Any] = FLOW_SAMPLING | {"true_cfg_scale": 3.0}
 """How they are drawn before."""

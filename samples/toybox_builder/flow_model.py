@@ -162,6 +162,7 @@ class FlowModel:
         self.sequence_encoder = new_sequence_encoder(sequence_tokenizer, shape)
         edge = LATENT_SIZE // 2
         device, dtype = torch.device("cpu"), torch.float32
+        self._empty = self.tokenise([""])
         self._places = FluxPipeline._prepare_latent_image_ids(1, edge, edge, device, dtype)
 
     @property
@@ -178,6 +179,8 @@ class FlowModel:
         for module in self.modules.values():
             module.to(device)
         self._places = self._places.to(device)
+        pooled, sequence = self._empty
+        self._empty = pooled.to(device), sequence.to(device)
         return self
 
     def tokenise(self, texts: list[str]) -> tuple[Tensor, Tensor]:
@@ -201,6 +204,10 @@ class FlowModel:
         hidden = self.sequence_encoder(sequence.long()).last_hidden_state
         text = torch.cat([hidden[:, :MAX_LENGTH], hidden[:, -1:]], dim=1)
         return Conditions(self.pooled_encoder(pooled.long()).pooler_output, text)
+
+    def encode_empty(self) -> Conditions:
+        """Of one empty prompt."""
+        return self.encode(*self._empty)
 
     def velocity(
         self,

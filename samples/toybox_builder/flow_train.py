@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .flow_data import Batch, FlowExamples
 from .flow_model import FlowModel, pack
+from .precision import plain_attention
 from .training import Schedule, Training, load_average
 from .vae import HELD_BACK
 
-GUIDANCE_RANGE = (1.0, 6.0)
+GUIDANCE_RANGE = (1.0, 5.0)
 """Scales that the guidance embedding is told in training."""
 
 PADDINGS = (0, 8, 40, 104, 232, 488)
@@ -67,6 +68,17 @@ class Noisy:
             paddings[torch.randint(len(PADDINGS), (), generator=generator, device=device)],
         )
 
+    def first(self, count: int) -> Noisy:
+        """Of the first pictures."""
+        return Noisy(
+            self.tokens[:count],
+            self.velocity[:count],
+            self.levels[:count],
+            self.weights[:count],
+            self.guidance[:count],
+            self.padding,
+        )
+
     def error(self, predicted: Tensor, target: Tensor) -> Tensor:
         """Weighted mean squared error, as one number."""
         return ((predicted - target).square() * self.weights).mean() / self.weights.mean()
@@ -82,14 +94,9 @@ def flow_loss(model: FlowModel, batch: Batch, generator: torch.Generator) -> Ten
     return noisy.error(predicted, noisy.velocity)
 
 
-def learning(model: FlowModel, frozen: Sequence[str] = ()) -> list[nn.Module]:
-    """The parts that learn, in the order of every checkpoint."""
-    return [part for name, part in model.modules.items() if name not in frozen]
-
-
-def load_learned(model: FlowModel, checkpoint: Path, frozen: Sequence[str] = ()) -> int:
+def load_learned(model: FlowModel, checkpoint: Path) -> int:
     """Give a model the averaged weights of a training; returns its steps."""
-    return load_average(learning(model, frozen), checkpoint)
+    return load_average(list(model.modules.values()), checkpoint)
 
 
 def train_flow(
@@ -100,11 +107,10 @@ def train_flow(
     schedule: Schedule,
     seed: int,
     device: torch.device,
-    frozen: Sequence[str] = (),
     until: int | None = None,
 ) -> Training:
     """Train a model by an objective, from wherever the checkpoint stands."""
-    training = Training(learning(model, frozen), checkpoint, schedule, seed, _OUTER)
+    training = Training(list(model.modules.values()), checkpoint, schedule, seed, _OUTER)
     examples = examples.to(device)
 
     def loss(generator: torch.Generator) -> Tensor:
@@ -120,5 +126,6 @@ def train_flow(
         ]
         return f"{examples.count} pictures, validation loss {sum(losses) / len(losses):.4f}"
 
-    training.run(loss, report, device, until)
+    with plain_attention(device):
+        training.run(loss, report, device, until)
     return training

@@ -25,7 +25,6 @@ FLOW_RECIPE = Recipe(
         (NOTO.name, 1.0),
         (TWEMOJI.name, 0.6),
     ),
-    mirrored=0.3,
     tilted=0.25,
     accompanied=0.1,
     telling=True,

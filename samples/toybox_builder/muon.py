@@ -62,8 +62,8 @@ class Muon(torch.optim.Optimizer):
                     rows = parameter.shape[0]
                     by_shape[rows, parameter.numel() // rows].append(parameter)
             for (rows, columns), parameters in by_shape.items():
-                gradients = [parameter.grad for parameter in parameters]
-                buffers = [self._momentum(parameter) for parameter in parameters]
+                gradients = [p.grad for p in parameters if p.grad is not None]
+                weights, buffers = list[Tensor](parameters), list(map(self._momentum, parameters))
                 torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
                 nesterov = torch._foreach_lerp(gradients, buffers, group["momentum"])
                 updates = torch.stack([update.reshape(rows, columns) for update in nesterov])
@@ -74,8 +74,8 @@ class Muon(torch.optim.Optimizer):
                     )
                 ]
                 rate = group["lr"] * max(1.0, rows / columns) ** 0.5
-                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(parameters, directions, alpha=-rate)
+                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(weights, directions, alpha=-rate)
 
     def _momentum(self, parameter: nn.Parameter) -> Tensor:
         state = self.state[parameter]

@@ -19,8 +19,8 @@ from samples.toybox_builder import flow, flow_data, flow_train, flow_vae, flow_w
 from samples.toybox_builder.art import HELD_OUT_SETS
 from samples.toybox_builder.concepts import CORE_CONCEPTS, Concept, Sprite
 from samples.toybox_builder.flow import Plan, new_model, run_stage
-from samples.toybox_builder.flow_distill import Distillation, guided
 from samples.toybox_builder.flow_export import FLOW_SAMPLING, assemble_flow
+from samples.toybox_builder.flow_guidance import GuidedFlow
 from samples.toybox_builder.flow_latents import load_frozen
 from samples.toybox_builder.flow_model import FlowModel, Shape, pack
 from samples.toybox_builder.flow_subjects import FLOW_SUBJECTS
@@ -44,7 +44,7 @@ PLAN = Plan(
     vae=Schedule(steps=4, batch_size=2),
     shape=SHAPE,
     schedule=Schedule(steps=4, batch_size=4),
-    distillation=Schedule(steps=2, batch_size=4),
+    guiding=Schedule(steps=2, batch_size=4),
 )
 CAPTIONS = ["a photo of a red dog on the beach", "a cartoon of a cat with a blue ball"] * 300
 
@@ -207,39 +207,67 @@ def test_far_tokens_stay_unheard(work: Path) -> None:
     assert (block.SelfAttention.relative_attention_bias.weight == -1000).any(1).sum() == 2
 
 
-def test_distillation_follows_the_guidance_told(model: FlowModel) -> None:
-    """A student that is the teacher errs nowhere at a scale of one, and the more the higher."""
-    objective = Distillation(model)
+def test_guidance_is_told_by_the_teacher(model: FlowModel) -> None:
+    """What a scale adds grows with what it has over one, and by the difference of the prompt."""
+    objective = GuidedFlow(model)
     texts = model.tokenise(["a photo of a red dog", "a cat on the beach"])
     latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     batch = flow_data.Batch(latents, torch.ones(2, 1, 16, 16), *texts)
-    errors = []
-    for scale in (1.0, 2.0, 6.0):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(flow_train, "GUIDANCE_RANGE", (scale, scale))
-            errors.append(float(objective(model, batch, torch.Generator().manual_seed(1))))
+    pushes = []
+    for scale in (1.0, 2.0, 4.0):
+        noisy = Noisy.draw(batch, torch.Generator().manual_seed(1))
+        noisy.guidance[:] = scale
+        pushes.append(objective.push(noisy, batch))
+    assert not pushes[0].any()
+    conditions = model.encode(*texts)
+    one, padding = torch.ones(2), noisy.padding
+    with_prompt = model.velocity(noisy.tokens, noisy.levels, one, conditions, padding)
+    empty = model.encode(*model.tokenise(["", ""]))
+    without = model.velocity(noisy.tokens, noisy.levels, one, empty, padding)
+    assert (with_prompt - without).std() > 0.01
     # Batches of two and of four round differently, in float32.
-    assert errors[0] < 1e-8
-    assert errors[1] > 1e-3
-    # The error grows as the square of what the scale has over one.
-    assert errors[2] / errors[1] == pytest.approx(25, rel=0.01)
+    torch.testing.assert_close(pushes[1], with_prompt - without, atol=1e-4, rtol=0)
+    torch.testing.assert_close(pushes[2], 3 * pushes[1], atol=1e-4, rtol=0)
 
 
-def test_guidance_extrapolates() -> None:
-    with_prompt, without = torch.full((2, 3, 4), 2.0), torch.full((2, 3, 4), 1.0)
-    scales = torch.tensor([1.0, 3.0])
-    assert guided(with_prompt, without, scales)[:, 0, 0].tolist() == [2.0, 4.0]
+def test_half_of_a_batch_is_not_guided(model: FlowModel) -> None:
+    """The rest learns the velocity of the pictures as it is, told a scale of one."""
+    objective = GuidedFlow(model)
+    texts = model.tokenise(["a photo of a red dog"] * 4)
+    batch = flow_data.Batch(torch.randn(4, 4, 16, 16), torch.ones(4, 1, 16, 16), *texts)
+    told: list[torch.Tensor] = []
+    learned: list[torch.Tensor] = []
+    with pytest.MonkeyPatch.context() as patch:
+        velocity = FlowModel.velocity
+
+        def keep(self: FlowModel, *arguments: Any) -> torch.Tensor:
+            told.append(arguments[2])
+            return velocity(self, *arguments)
+
+        def error(self: Noisy, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            learned.append(target - self.velocity)
+            return predicted.mean()
+
+        patch.setattr(FlowModel, "velocity", keep)
+        patch.setattr(Noisy, "error", error)
+        objective(model, batch, torch.Generator().manual_seed(0))
+    teacher, student = told
+    assert (teacher == 1).all()
+    assert (student[2:] == 1).all()
+    assert (student[:2] > 1).all()
+    assert not learned[0][2:].any()
+    assert learned[0][:2].any()
 
 
 def test_stages_to_the_end(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Distilled, exported, looked at, and read again by diffusers as a user would."""
+    """Guided, exported, looked at, and read again by diffusers as a user would."""
     for name in ("FLOW_SAMPLING", "UNDISTILLED"):
         quick = getattr(flow, name) | {"num_inference_steps": 1}
         monkeypatch.setattr(flow, name, quick)
-    for stage in ("train", "samples", "distill", "samples", "export"):
+    for stage in ("train", "samples", "guide", "samples", "export"):
         _run(stage, work)
     assert (work / f"grid_{PLAN.schedule.steps:06d}.png").exists()
-    assert (work / f"grid_{PLAN.schedule.steps + PLAN.distillation.steps:06d}.png").exists()
+    assert (work / f"grid_{PLAN.schedule.steps + PLAN.guiding.steps:06d}.png").exists()
     pipeline = FluxPipeline.from_pretrained(work / "toybox_flow")
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline.transformer.dtype == torch.float32
