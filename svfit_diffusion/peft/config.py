@@ -28,8 +28,8 @@ class SVFitConfig(PeftConfig):  # type: ignore[misc]
         modules_to_save: modules that are trained and saved as a whole, such as a classifier's head.
         init_weights: whether shifts begin at zero, where the model is the base to the last bit;
             False gives small random ones, for tests.
-        base_fingerprint: of the weights that are shifted, entered by itself. An adapter is refused
-            on another base; None lets it be tried on a fine-tune of its own.
+        base_fingerprint: of the weights that are shifted, entered when an adapter is saved, which
+            is refused on another base then; None lets it be tried on a fine-tune of its own.
 
     Raises:
         ConfigError: a rank is out of range, or settings contradict one another.

@@ -16,10 +16,9 @@ from svfit_diffusion.errors import AdapterNameError, ConfigError, StateError, Ta
 from svfit_diffusion.peft.config import SVFitConfig
 from svfit_diffusion.peft.layer import BASE, SVFitLayer
 from svfit_diffusion.peft.method import PREFIX
-from svfit_diffusion.peft.shifts import check_fingerprint, fit_shifts
+from svfit_diffusion.peft.shifts import check_fingerprint, fingerprint_of, fit_shifts
 from svfit_diffusion.peft.targets import Spectrum, spectra
 from svfit_diffusion.spectrum.basis import full_rank
-from svfit_diffusion.spectrum.cache import fingerprint
 from svfit_diffusion.spectrum.rank import Rank, check_rank_fits
 from svfit_diffusion.spectrum.shift import pad_sum
 
@@ -52,7 +51,6 @@ class SVFitModel(BaseTuner):  # type: ignore[misc]
             TargetError: a target is of a kind that cannot be shifted, or all weights are zero.
             ConfigError: the rank exceeds a weight's number of singular values.
             BasisError: a weight cannot be decomposed.
-            BaseMismatchError: the config is of an adapter of another base.
         """
         names = None if state_dict is None else state_dict.keys()
         self._named = names and {name.rsplit(f".{PREFIX}", 1)[0] for name in names}
@@ -70,12 +68,9 @@ class SVFitModel(BaseTuner):  # type: ignore[misc]
             rank = _rank(peft_config, path)
             if isinstance(rank, int):
                 check_rank_fits(rank, full_rank(_inner(layer).weight), path)
-        known = {p: layer.digest for p, layer in layers.items() if isinstance(layer, SVFitLayer)}
-        fresh = {path: found.digest for path, found in self._spectra.items() if found.basis.rank}
-        if layers and not (known or fresh):
-            raise TargetError("the weights that target_modules means are all zero")
-        if layers:
-            check_fingerprint(peft_config, fingerprint(known | fresh))
+        ranks = [spectrum.basis.rank for spectrum in self._spectra.values()]
+        if layers and len(new) == len(layers) and not any(ranks):
+            raise TargetError(f"the weights of {', '.join(new)} are zero: nothing can be shifted")
 
     def _targets(self, config: SVFitConfig, model: nn.Module) -> dict[str, Any]:
         """The modules that an adapter is to be put on, by path, as PEFT finds them."""
@@ -115,10 +110,22 @@ class SVFitModel(BaseTuner):  # type: ignore[misc]
         self._replace_module(parent, target_name, layer, target)
 
     @classmethod
+    def _get_adapter_state_dict(
+        cls, model: nn.Module, config: SVFitConfig, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        # Called when an adapter is saved, before its config is.
+        config.base_fingerprint = fingerprint_of(shifted_layers(model, adapter_name))
+        chosen: dict[str, Tensor] = super()._get_adapter_state_dict(
+            model, config, adapter_name, *args, **kwargs
+        )
+        return chosen
+
+    @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: SVFitConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        layers = {p: m for p, m in model.named_modules() if isinstance(m, SVFitLayer)}
+        layers = shifted_layers(model, adapter_name)
+        check_fingerprint(config.base_fingerprint, fingerprint_of(layers))
         fitted = fit_shifts(layers, adapter_name, state_dict)
         remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, fitted
@@ -155,10 +162,11 @@ class SVFitModel(BaseTuner):  # type: ignore[misc]
                 f"got {len(adapters)} adapters, {len(weights)} weights and {combination_type!r}, "
                 f"expected a weight for each adapter and 'linear'"
             )
+        parts = dict(zip(adapters, weights, strict=True))
         sums = {
             path: pad_sum(terms)
-            for path, layer in self._shifted_layers()
-            if (terms := _terms(layer, dict(zip(adapters, weights, strict=True))))
+            for path, layer in shifted_layers(self.model).items()
+            if (terms := _terms(layer, parts))
         }
         config = copy(self.peft_config[adapters[0]])
         config.target_modules, config.exclude_modules = set(sums), None
@@ -166,14 +174,8 @@ class SVFitModel(BaseTuner):  # type: ignore[misc]
         config.rank_pattern = {path: len(shift) for path, shift in sums.items()}
         self.peft_config[adapter_name] = config
         self.inject_adapter(self.model, adapter_name)
-        for path, layer in self._shifted_layers():
-            if path in sums:
-                layer.svfit_delta[adapter_name].data.copy_(sums[path])
-
-    def _shifted_layers(self) -> Iterator[tuple[str, SVFitLayer]]:
-        for path, module in self.model.named_modules():
-            if isinstance(module, SVFitLayer):
-                yield path, module
+        for path, layer in shifted_layers(self.model, adapter_name).items():
+            layer.svfit_delta[adapter_name].data.copy_(sums[path])
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -208,6 +210,16 @@ class SVFitModel(BaseTuner):  # type: ignore[misc]
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def shifted_layers(model: nn.Module, adapter_name: str | None = None) -> dict[str, SVFitLayer]:
+    """The layers of a model that adapters shift, or one of them does, by path."""
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, SVFitLayer)
+        and (adapter_name is None or adapter_name in module.svfit_delta)
+    }
 
 
 def _inner(module: Any) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from svfit_diffusion.errors import BaseMismatchError, CheckpointError, listed
 from svfit_diffusion.files.adapter_tensors import VALUES, problems_in
-from svfit_diffusion.peft.config import SVFitConfig
+from svfit_diffusion.spectrum.cache import fingerprint
 
 if TYPE_CHECKING:
     from svfit_diffusion.peft.layer import SVFitLayer
@@ -46,8 +46,8 @@ def fit_shifts(
     """The tensors of a file with the names and lengths of shifts as a model has them.
 
     Args:
-        layers: of the model, by path.
-        adapter_name: for whom the layers have room.
+        layers: that the adapter shifts, by path.
+        adapter_name: its name.
         tensors: shifts by PEFT's names, and others, which stay as they are.
 
     Raises:
@@ -55,21 +55,16 @@ def fit_shifts(
     """
     fitted = {name: tensor for name, tensor in tensors.items() if not name.endswith(SUFFIX)}
     problems = []
-    here = {
-        path.removeprefix(WRAPPED): (path, layer)
-        for path, layer in layers.items()
-        if adapter_name in layer.svfit_delta
-    }
+    here = {path.removeprefix(WRAPPED): path for path in layers}
     for path, values in shifts_in(tensors).items():
         # transformers 5 dropped the `text_model.` level of CLIPTextModel.
         spellings = (path, path.removeprefix("text_model."), f"text_model.{path}")
-        own = next((spelling for spelling in spellings if spelling in here), None)
+        own = next((here[spelling] for spelling in spellings if spelling in here), None)
         if own is None:
             problems.append(f"no layer {path!r} is shifted here")
             continue
-        full_path, layer = here[own]
         try:
-            fitted[full_path + SUFFIX] = layer.fitted(adapter_name, values)
+            fitted[own + SUFFIX] = layers[own].fitted(adapter_name, values)
         except CheckpointError as error:
             problems.append(f"{path}: {error}")
     if problems:
@@ -77,18 +72,16 @@ def fit_shifts(
     return fitted
 
 
-def check_fingerprint(config: SVFitConfig, found: str) -> None:
-    """Enter the fingerprint of the base in a config, or compare it with the one there.
+def fingerprint_of(layers: Mapping[str, SVFitLayer]) -> str:
+    """One digest of the base weights of some layers."""
+    return fingerprint({path: layer.digest for path, layer in layers.items()})
 
-    Raises:
-        BaseMismatchError: they differ.
-    """
-    if config.base_fingerprint is None:
-        config.base_fingerprint = found
-    elif config.base_fingerprint != found:
+
+def check_fingerprint(expected: str | None, found: str) -> None:
+    """Raise `BaseMismatchError` if an adapter's base is known, and another than the one here."""
+    if expected is not None and expected != found:
         raise BaseMismatchError(
             f"the adapter was trained on other weights: its base_fingerprint is "
-            f"{config.base_fingerprint[:12]}…, those here have {found[:12]}…; load the base model "
-            f"that it was trained on, or set base_fingerprint=None in its config if this one is a "
-            f"fine-tune of it"
+            f"{expected[:12]}…, those here have {found[:12]}…; load the base model that it was "
+            f"trained on, or set base_fingerprint=None in its config if this one is a fine-tune"
         )
