@@ -13,10 +13,18 @@ from svfit_diffusion.peft.requirement import require_peft
 require_peft()
 
 from svfit_diffusion.peft.config import SVFitConfig  # noqa: E402
+from svfit_diffusion.peft.exchange import read_peft_adapter, write_peft_adapter  # noqa: E402
 from svfit_diffusion.peft.layer import SVFitLayer  # noqa: E402
 from svfit_diffusion.peft.method import Method, register  # noqa: E402
 from svfit_diffusion.peft.model import SVFitModel  # noqa: E402
 
-__all__ = ["Method", "SVFitConfig", "SVFitLayer", "SVFitModel"]
+__all__ = [
+    "Method",
+    "SVFitConfig",
+    "SVFitLayer",
+    "SVFitModel",
+    "read_peft_adapter",
+    "write_peft_adapter",
+]
 
 register(SVFitConfig, SVFitModel)
