@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from svfit_diffusion.errors import BatchError, CheckpointError, StateError
 from svfit_diffusion.peft.merging import Merging
@@ -135,10 +134,6 @@ class SVFitLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         shift = self.scaling[adapter] * self.svfit_delta[adapter].detach()
         return self._output.change_of_weight(shift).to(self.weight.dtype)
 
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Whether `peft.convert_to_lora` can convert the layer."""
-        return isinstance(self.get_base_layer(), nn.Linear | Conv1D)
-
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Put `W'` in the weight's place; see `Merging`.
 
@@ -230,3 +225,11 @@ class SVFitLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def __repr__(self) -> str:
         return f"svfit.{super().__repr__()}"
+
+
+class SVFitLinear(SVFitLayer):
+    """A linear layer, which `"all-linear"` finds by the name of its class."""
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Whether `peft.convert_to_lora` can convert the layer."""
+        return True

@@ -11,10 +11,11 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_a
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, AuxiliaryTrainingWrapper
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from svfit_diffusion.errors import AdapterNameError, ConfigError, StateError, TargetError
 from svfit_diffusion.peft.config import SVFitConfig
-from svfit_diffusion.peft.layer import BASE, SVFitLayer
+from svfit_diffusion.peft.layer import BASE, SVFitLayer, SVFitLinear
 from svfit_diffusion.peft.method import PREFIX
 from svfit_diffusion.peft.shifts import check_fingerprint, fingerprint_of, fit_shifts
 from svfit_diffusion.peft.targets import Spectrum, spectra
@@ -105,7 +106,8 @@ class SVFitModel(BaseTuner):  # type: ignore[misc]
         spectrum = self._spectra[current_key]
         if not spectrum.basis.rank:
             return  # zeros have no singular vectors
-        layer = SVFitLayer(target, spectrum)
+        is_linear = isinstance(_inner(target), nn.Linear | Conv1D)
+        layer = (SVFitLinear if is_linear else SVFitLayer)(target, spectrum)
         layer.add(adapter_name, rank, starts_at_zero=starts_at_zero)
         self._replace_module(parent, target_name, layer, target)
 
