@@ -53,7 +53,7 @@ class SVFitLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self._sigma = spectrum.basis.sigma
         layer = self.get_base_layer()
         kind = ShiftedWords if isinstance(layer, nn.Embedding) else ShiftedOutput
-        self._output = kind(layer, spectrum)
+        self._output = kind(layer, spectrum, is_alone=base_layer is layer)
         self._merging = Merging(layer, turned=self._output.is_turned)
 
     def add(self, adapter_name: str, rank: Rank, *, starts_at_zero: bool = True) -> None:

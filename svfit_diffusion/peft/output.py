@@ -14,6 +14,8 @@ from svfit_diffusion.peft.targets import Spectrum, TransposedLinear
 from svfit_diffusion.spectrum.basis import Basis
 from svfit_diffusion.spectrum.shift import factored_shift, shift_matrix
 
+_PLAIN = (*SHIFTABLE, Conv1D)
+
 
 class ShiftedOutput:
     """A layer's output by any shift.
@@ -25,14 +27,17 @@ class ShiftedOutput:
     Args:
         layer: the layer itself.
         spectrum: of its weight.
+        is_alone: whether nothing of PEFT's is around the layer.
     """
 
-    def __init__(self, layer: Any, spectrum: Spectrum) -> None:
+    def __init__(self, layer: Any, spectrum: Spectrum, *, is_alone: bool) -> None:
+        self._can_project = is_alone and type(layer) in _PLAIN
         self.is_turned = isinstance(layer, Conv1D)
         self._spectrum = spectrum
         view = TransposedLinear(layer) if self.is_turned else layer
         self._shifted = ShiftedLayer(view, spectrum.basis.truncated(1))
         self._projection: ShiftedProjection | None = None
+        self._rank = 0  # that is in use
 
     @property
     def basis(self) -> Basis:
@@ -41,9 +46,13 @@ class ShiftedOutput:
 
     def keep(self, rank: int) -> None:
         """Hold at least so many triplets of the basis."""
-        if rank > self.basis.rank:
-            self._shifted.basis = self._spectrum.basis.truncated(rank)
-            self._projection = None
+        if rank <= self._rank:
+            return
+        self._rank = rank
+        self._shifted.basis = self._spectrum.basis.truncated(rank)
+        if self._can_project:
+            # Now, and not when it is first called, which may be in a compiled graph.
+            self._projection = ShiftedProjection(self._shifted)
 
     def of(
         self, base_layer: nn.Module, x: Tensor, shift: Tensor | None, *args: Any, **kwargs: Any
@@ -59,9 +68,7 @@ class ShiftedOutput:
         """
         if shift is not None:
             shift = shift.to(x.device)
-            if _is_plain(base_layer) and not args and not kwargs:
-                if self._projection is None:
-                    self._projection = ShiftedProjection(self._shifted)
+            if self._projection and _is_plain(base_layer) and not args and not kwargs:
                 return self._projection.forward(x, shift)
         y: Tensor = base_layer(x, *args, **kwargs)
         return y if shift is None else y + self._change(x, shift).to(y.dtype)
@@ -99,7 +106,7 @@ class ShiftedWords(ShiftedOutput):
 def _is_plain(layer: nn.Module) -> bool:
     """Whether a layer is no more than its frozen weight and bias."""
     return (
-        type(layer) in (*SHIFTABLE, Conv1D)
+        type(layer) in _PLAIN
         and "forward" not in layer.__dict__  # as offloading leaves it
         and not (layer._forward_hooks or layer._forward_pre_hooks)
         and not any(parameter.requires_grad for parameter in layer.parameters())

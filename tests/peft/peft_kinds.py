@@ -109,7 +109,9 @@ def seeded(*parts: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
 def gpt2() -> nn.Module:
     torch.manual_seed(0)
     sizes = {"vocab_size": 48, "n_positions": 16, "n_embd": 32, "n_layer": 2, "n_head": 2}
-    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=47)).eval()
+    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    config = GPT2Config(**sizes, **no_dropout, bos_token_id=0, eos_token_id=47)
+    return GPT2LMHeadModel(config).eval()
 
 
 def llama() -> nn.Module:
