@@ -17,7 +17,7 @@ def rows() -> list[tuple[set[str], str]]:
     return [(set(re.findall(r"`(test_\w+)`", names)), holds.strip()) for names, holds in cells]
 
 
-def tested() -> set[str]:
+def held() -> set[str]:
     """The behaviours, and the tests of other files."""
     texts = [file.read_text() for file in HERE.glob("test_*.py")]
     return {*BEHAVIOURS, *(name for text in texts for name in re.findall(r"def (test_\w+)", text))}
@@ -25,10 +25,10 @@ def tested() -> set[str]:
 
 def test_what_holds_is_tested() -> None:
     holding = {name for names, holds in rows() if holds.startswith("yes") for name in names}
-    assert len(holding) > 40 and holding <= tested()
+    assert len(holding) > 40 and holding <= held()
     assert holding >= set(BEHAVIOURS)
 
 
 def test_what_does_not_hold_is_not() -> None:
     missing = {name for names, holds in rows() if holds.startswith("no") for name in names}
-    assert missing and not missing & tested()
+    assert missing and not missing & held()
