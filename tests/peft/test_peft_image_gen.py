@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,13 +94,29 @@ def test_the_table(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert best_under([], 10) is None and "Under 1.2 MB: nobody." in as_markdown([])
 
 
-def test_pending_experiments_are_run(checkout: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def run_here(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    """As `subprocess.run` of Python with `-c`, in this process, where all is imported already."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", command[2:])
+        patch.setattr(sys, "path", [*sys.path])
+        try:
+            exec(command[2], {})
+        except SystemExit as ended:
+            return subprocess.CompletedProcess(command, int(ended.code or 0))
+    raise AssertionError("the script did not end")
+
+
+def test_pending_experiments_are_run(
+    checkout: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "run", run_here)
     comparison = checkout / COMPARISON
     done = "svfit/flux2-klein-rank64"
     write_result(comparison / "temporary_results", f"{done}--2026-07-01T00-00", 0.6, 9, "success")
     assert pending(comparison) == [name for name in experiments() if name != done]
     main([str(checkout), "--only", "svfit/flux2-klein-rank256"])
-    assert "['run.py', '-v', 'experiments/svfit/flux2-klein-rank256']" in capfd.readouterr().out
+    assert "['run.py', '-v', 'experiments/svfit/flux2-klein-rank256']" in capsys.readouterr().out
     copied = comparison / "experiments" / "svfit" / "flux2-klein-rank256"
     assert {file.name for file in copied.iterdir()} == {
         "adapter_config.json",
