@@ -10,7 +10,13 @@ import torch
 from peft import PeftModel, get_peft_model
 from peft_kinds import KINDS, Kind, gpt2, layers, train
 from torch import Tensor, nn
-from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from svfit_diffusion.peft import SVFitConfig
 
@@ -136,6 +142,32 @@ def test_a_second_adapter_of_all_linear_layers() -> None:
     kind = KINDS["Llama"]
     model = kind.adapted("one", "two")
     assert all({"one", "two"} == {*layer.svfit_delta} for layer in layers(model))
+
+
+def test_multiple_adapters_automatic_modules_to_save(tmp_path: Path) -> None:
+    """A classifier's head is trained and saved without being named; each adapter has its own."""
+
+    def build() -> BertForSequenceClassification:
+        torch.manual_seed(0)
+        sizes = {"vocab_size": 48, "hidden_size": 32, "intermediate_size": 40}
+        config = BertConfig(**sizes, num_hidden_layers=1, num_attention_heads=2, num_labels=3)
+        return BertForSequenceClassification(config).eval()
+
+    config = SVFitConfig(r=8, task_type="SEQ_CLS")
+    model = get_peft_model(build(), config)
+    model.add_adapter("other", SVFitConfig(r=4, task_type="SEQ_CLS"))
+    base = model(IDS).logits
+    model.set_adapter("default")
+    train(model, IDS)
+    after = model(IDS).logits
+    assert not torch.allclose(after, base)
+    with torch.no_grad(), model.disable_adapter():
+        assert torch.equal(model(IDS).logits, base)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(build(), tmp_path).eval()
+    assert torch.equal(loaded(IDS).logits, after)
+    model.set_adapter("other")
+    assert torch.equal(model(IDS).logits, base)
 
 
 def test_a_classifiers_head(tmp_path: Path) -> None:
