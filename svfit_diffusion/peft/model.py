@@ -18,7 +18,7 @@ from svfit_diffusion.peft.config import SVFitConfig
 from svfit_diffusion.peft.layer import BASE, SVFitLayer, SVFitLinear
 from svfit_diffusion.peft.method import PREFIX
 from svfit_diffusion.peft.shifts import check_fingerprint, fingerprint_of, fit_shifts
-from svfit_diffusion.peft.targets import Spectrum, spectra
+from svfit_diffusion.peft.targets import Spectrum, refuse_other_kinds, spectra
 from svfit_diffusion.spectrum.basis import full_rank
 from svfit_diffusion.spectrum.rank import Rank, check_rank_fits
 from svfit_diffusion.spectrum.shift import pad_sum
@@ -30,6 +30,9 @@ class SVFitModel(BaseTuner):  # type: ignore[misc]
     prefix = PREFIX
     tuner_layer_cls = SVFitLayer
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    _named: set[str] | None
+    _spectra: dict[str, Spectrum]
 
     def inject_adapter(
         self,
@@ -53,22 +56,26 @@ class SVFitModel(BaseTuner):  # type: ignore[misc]
             ConfigError: the rank exceeds a weight's number of singular values.
             BasisError: a weight cannot be decomposed.
         """
-        names = None if state_dict is None else state_dict.keys()
-        self._named = names and {name.rsplit(f".{PREFIX}", 1)[0] for name in names}
+        self._named = None
+        if state_dict is not None:
+            self._named = {name.rsplit(f".{PREFIX}", 1)[0] for name in state_dict}
         super().inject_adapter(
             model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict
         )
+        self._spectra = {}  # the layers have them now
 
     def _prepare_model(self, peft_config: SVFitConfig, model: nn.Module) -> None:
         """Find the spectra of all targets at once, before anything is changed."""
         peft_config = _maybe_include_all_linear_layers(peft_config, model)
         layers = self._targets(peft_config, model)
         new = {p: _inner(layer) for p, layer in layers.items() if not isinstance(layer, SVFitLayer)}
-        self._spectra: dict[str, Spectrum] = spectra(model, new)
+        for path, layer in new.items():
+            refuse_other_kinds(path, layer)
         for path, layer in layers.items():
             rank = _rank(peft_config, path)
             if isinstance(rank, int):
                 check_rank_fits(rank, full_rank(_inner(layer).weight), path)
+        self._spectra = spectra(model, new)
         ranks = [spectrum.basis.rank for spectrum in self._spectra.values()]
         if layers and len(new) == len(layers) and not any(ranks):
             raise TargetError(f"the weights of {', '.join(new)} are zero: nothing can be shifted")

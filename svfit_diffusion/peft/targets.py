@@ -60,11 +60,8 @@ def spectra(model: nn.Module, layers: Mapping[str, Any]) -> dict[str, Spectrum]:
         layers: the layers, without anything around them.
 
     Raises:
-        TargetError: a layer is of another kind, or its shift would not be seen.
         BasisError: a weight cannot be decomposed: quantised, sharded, not in memory, not finite.
     """
-    for path, layer in layers.items():
-        _refuse_other_kinds(path, layer)
     base = base_weights(model, layers)
     bases = load_bases(base)
     return {
@@ -79,7 +76,10 @@ def _turned(basis: Basis, layer: nn.Module) -> Basis:
     return basis
 
 
-def _refuse_other_kinds(path: str, layer: nn.Module) -> None:
+def refuse_other_kinds(path: str, layer: nn.Module) -> None:
+    """Raise `TargetError` for a layer of a kind that cannot be shifted, or whose shift would not be
+    seen.
+    """
     # Multi-head attention reads the weight of its output layer and never calls it.
     is_read = isinstance(layer, NonDynamicallyQuantizableLinear)
     if is_read or not isinstance(layer, (*SHIFTABLE, Conv1D, nn.Embedding)):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from peft import PeftModel, get_peft_model
 from peft_kinds import KINDS, layers
 from safetensors.torch import load_file, save_file
@@ -158,3 +159,18 @@ def test_the_config_is_plain_json(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "unet" / "adapter_config.json").read_text())
     assert config["peft_type"] == "SVFIT" and config["r"] == 16 and config["rank_pattern"] == {}
     assert config["base_model_name_or_path"] == "tiny"
+
+
+def test_a_base_in_bfloat16_has_the_vectors_of_its_files(saved_pipe: Path, tmp_path: Path) -> None:
+    """As our own loader: they are read from where the model came from."""
+    unets = [
+        UNet2DConditionModel.from_pretrained(saved_pipe / "unet", torch_dtype=dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    config = SVFitConfig(r=4, target_modules=["to_q"], init_weights=False)
+    model = get_peft_model(unets[0], config)
+    model.save_pretrained(tmp_path)
+    half = PeftModel.from_pretrained(unets[1], tmp_path)  # refused if its fingerprint were another
+    for one, two in zip(layers(model), layers(half), strict=True):
+        wanted, found = (layer.get_delta_weight("default").float() for layer in (one, two))
+        assert (found - wanted).norm() <= 2**-8 * wanted.norm()  # bfloat16's rounding, once
