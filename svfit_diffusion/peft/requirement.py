@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import metadata
 
 from svfit_diffusion.errors import PackageError
@@ -20,7 +21,7 @@ def require_peft() -> None:
             f"svfit_diffusion.peft needs PEFT {oldest} or newer, which is missing: pip install "
             f"'svfit-diffusion[peft]'"
         ) from None
-    if tuple(int(part) for part in found.split(".")[:2]) < OLDEST:
+    if tuple(map(int, re.findall(r"\d+", found)[:2])) < OLDEST:
         raise PackageError(
             f"svfit_diffusion.peft needs PEFT {oldest} or newer, found {found}: pip install "
             f"'peft>={oldest}'"

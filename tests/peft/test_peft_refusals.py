@@ -47,7 +47,7 @@ def test_peft_is_too_old(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
         require_peft()
 
 
-@pytest.mark.parametrize("version", ["0.21.0", "0.21.1.dev0", "1.0.0"])
+@pytest.mark.parametrize("version", ["0.21.0", "0.21.1.dev0", "0.22rc1", "1.0.0"])
 def test_peft_is_new_enough(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "version", lambda name: version)
     require_peft()
