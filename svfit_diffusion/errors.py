@@ -16,6 +16,7 @@
     ├── BatchError           a batch does not fit the adapters given per prompt
     ├── DivergedError        training has left the finite numbers
     ├── LostProcessError     another process of a training has ended
+    ├── PackageError         another package is missing, too old or in the way
     └── StoppedError         a training was stopped before it had learned anything
 
 Each is also the built-in exception that a caller who does not know us would expect.
@@ -92,6 +93,10 @@ class DivergedError(SVFitError, ArithmeticError):
 
 class LostProcessError(SVFitError, RuntimeError):
     """Another process of a training has ended, without which this one cannot go on."""
+
+
+class PackageError(SVFitError, ImportError):
+    """Another package is missing, too old or in the way."""
 
 
 class StoppedError(SVFitError, RuntimeError):

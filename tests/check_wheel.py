@@ -57,6 +57,7 @@ PEFT = ("pip", "install", "--quiet", "peft")
 STEPS_WITH_PEFT = [
     REFUSED,
     ("svfit", "import", "lora.safetensors", "--base", TOYBOX, "--output", "back"),
+    ("python", "-c", "from svfit_diffusion.peft import SVFitConfig; print(SVFitConfig())"),
 ]
 LEFT = ("lora.safetensors", "back", "trained/training_config.yaml", "car.png")
 

@@ -84,8 +84,8 @@ def _stored_weights(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]
 
     None, with a warning, where the files are gone or hold other weights than the model.
     """
-    source = getattr(model.config, "_name_or_path", "")
-    for variant in (None, "fp16"):
+    source = getattr(getattr(model, "config", None), "_name_or_path", "")
+    for variant in (None, "fp16") if hasattr(model, "from_pretrained") else ():
         try:
             loaded: Any = type(model).from_pretrained(
                 source,

@@ -19,25 +19,19 @@ from svfit_diffusion.spectrum.shift import (
 )
 
 
-class LiveProjection:
-    """`W' x + b` with `W' = W + U diag(Σ wₐ δₐ) Vᵀ`, of shifts that may change between two calls.
+class ShiftedProjection:
+    """`W' x + b` with `W' = W + U diag(δ) Vᵀ` of one layer, by any shift, with its gradients.
 
     `W'` is used factored or merged, whichever costs less for the shapes at hand
     (`shift.merging_is_cheaper`). The layer keeps its own weight.
 
     Args:
-        shifted: the layer.
-        weights: of the active adapters, by name.
-
-    Attributes:
-        paused: whether it is the layer itself for a while.
+        shifted: the layer; its basis is brought to where the weight lies.
     """
 
-    def __init__(self, shifted: ShiftedLayer, weights: Mapping[str, float]) -> None:
+    def __init__(self, shifted: ShiftedLayer) -> None:
         self._shifted = shifted
-        self._active = shifted.active(weights)
         self._one_sided: OneSidedBasis | None = None
-        self.paused = False
         self._place_basis()
 
     @property
@@ -46,10 +40,6 @@ class LiveProjection:
         if self._one_sided is None:
             return [self._shifted.basis.u, self._shifted.basis.v]
         return [self._one_sided.near, self._one_sided.far, self._one_sided.inverse]
-
-    def close(self) -> None:
-        """Be the layer from now on: someone may keep a wrapped processor or forward of ours."""
-        self._active = []
 
     @torch.inference_mode(False)
     def _place_basis(self) -> None:
@@ -71,20 +61,18 @@ class LiveProjection:
         refuse_absent_weight(self._shifted.layer.weight)
         self._place_basis()
 
-    def shift(self) -> Tensor:
-        """The combined shift `(r,)` of the active adapters, float32, on the layer's device."""
-        device = self._shifted.layer.weight.device
-        return pad_sum([(weight, delta.to(device)) for weight, delta in self._active])
+    def forward(self, x: Tensor, delta: Tensor) -> Tensor:
+        """`W' x + b`, shaped as the layer would.
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`W' x + b`, shaped as the layer would."""
+        Args:
+            x: layer input.
+            delta: `(r,)` float32, on the layer's device, of at most the basis's rank.
+        """
         shifted, layer = self._shifted, self._shifted.layer
         weight, bias = layer.weight, layer.bias
-        if self.paused or not self._active:
-            return shifted.project(x, weight, bias)
         if self._place != (weight.device, weight.dtype):
             self._follow_move()
-        delta, merges = self.shift(), self._merges(x)
+        merges = self._merges(x, delta.numel())
         if self._one_sided is not None:
             linear = merged_linear if merges else factored_linear
             return linear(x, weight, bias, self._one_sided, delta)
@@ -93,16 +81,54 @@ class LiveProjection:
         change = factored_shift(shifted.project, x, shifted.basis, delta, weight.shape[1:])
         return shifted.project(x, weight, bias) + change
 
-    def _merges(self, x: Tensor) -> bool:
+    def _merges(self, x: Tensor, rank: int) -> bool:
         shifted, weight = self._shifted, self._shifted.layer.weight
         if not shifted.factorises:
             return True
         d_out = weight.shape[0]
-        rank = max(delta.numel() for _, delta in self._active)
         derives = self._one_sided is not None and self._one_sided.head > 0
         return merging_is_cheaper(
             shifted.positions(x), d_out, weight.numel() // d_out, rank, derives
         )
+
+
+class LiveProjection:
+    """A `ShiftedProjection` by `Σ wₐ δₐ`, of shifts that may change between two calls.
+
+    Args:
+        shifted: the layer.
+        weights: of the active adapters, by name.
+
+    Attributes:
+        paused: whether it is the layer itself for a while.
+    """
+
+    def __init__(self, shifted: ShiftedLayer, weights: Mapping[str, float]) -> None:
+        self._shifted = shifted
+        self._active = shifted.active(weights)
+        self._projection = ShiftedProjection(shifted)
+        self.paused = False
+
+    @property
+    def vectors(self) -> list[Tensor]:
+        """What it keeps of the basis on the layer's device."""
+        return self._projection.vectors
+
+    def close(self) -> None:
+        """Be the layer from now on: someone may keep a wrapped processor or forward of ours."""
+        self._active = []
+
+    def shift(self) -> Tensor:
+        """The combined shift `(r,)` of the active adapters, float32, on the layer's device."""
+        device = self._shifted.layer.weight.device
+        return pad_sum([(weight, delta.to(device)) for weight, delta in self._active])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`W' x + b`, shaped as the layer would."""
+        layer = self._shifted.layer
+        if self.paused or not self._active:
+            return self._shifted.project(x, layer.weight, layer.bias)
+        return self._projection.forward(x, self.shift())
 
 
 def refuse_absent_weight(weight: Tensor) -> None:

@@ -163,6 +163,11 @@ def parse_adapter(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> A
         raise CheckpointError(
             "this is a LoRA, not an SVFit adapter; load it with pipe.load_lora_weights(...)"
         )
+    if any(str(name).endswith(".svfit_delta") for name in tensors):
+        raise CheckpointError(
+            "this is an SVFit adapter of PEFT's form, which is read by "
+            "svfit_diffusion.peft.read_peft_adapter"
+        )
     version = header.get("format_version", FORMAT_VERSION)
     if header.get("format", FORMAT) == FORMAT and version not in READABLE_VERSIONS:
         raise CheckpointError(

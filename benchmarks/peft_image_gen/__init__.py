@@ -1,0 +1,1 @@
+"""SVFit in PEFT's comparison of methods on image generation."""
