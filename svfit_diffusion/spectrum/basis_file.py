@@ -108,7 +108,7 @@ def mark_used(path: Path) -> None:
 
 
 def _is_consistent(basis: Basis) -> bool:
-    """Whether shapes and types are those of a basis with all its σ above zero."""
+    """Whether shapes and types are those of a basis with all its σ above zero, or with some."""
     if basis.u.dim() != 2 or basis.v.dim() != 2:
         return False
     rank, d_out, d_in = len(basis.u), basis.u.shape[1], basis.v.shape[1]
@@ -120,7 +120,7 @@ def _is_consistent(basis: Basis) -> bool:
         ((rank,), single),
         ((PROBES, rank), single),
     ]
-    return actual == wanted and rank <= min(d_out, d_in)
+    return actual == wanted and (not basis.is_complete) <= rank <= min(d_out, d_in)
 
 
 def _checksum(basis: Basis) -> str:

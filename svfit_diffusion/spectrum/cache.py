@@ -264,12 +264,24 @@ def _read(folder: Path, base: BaseWeights, path: str, rank: Rank) -> Basis | Non
 
 
 def _write(folder: Path, digest: str, basis: Basis) -> bool:
-    """Cache a basis, or warn that it cannot be."""
+    """Cache a basis, unless others have cached more of it meanwhile, or warn that it cannot be."""
     try:
-        write_basis(folder, digest, basis)
+        if not _is_surpassed(folder, digest, basis):
+            write_basis(folder, digest, basis)
     except OSError as error:
         logger.warning(
             "Singular values could not be cached in %s, nor are others: %s", folder, error
         )
         return False
     return True
+
+
+def _is_surpassed(folder: Path, digest: str, basis: Basis) -> bool:
+    """Whether the cache has more triplets of a weight than a basis has."""
+    if basis.is_complete:
+        return False
+    try:
+        there = read_basis(basis_path(folder, digest), digest)
+    except (OSError, ValueError):
+        return False
+    return there.is_complete or there.rank > basis.rank

@@ -31,6 +31,8 @@ _LARGEST_SHARE = 1 / 4
 (`benchmarks/basis_by_rank.py`)."""
 _SPACE = 0.6
 """Share of the side up to which a Krylov space grows: from there on, all triplets cost as much."""
+_FIRST_LOOK = 80
+"""Dimensions from which on a space tells roughly how much energy there is where."""
 _GROWTH = 1.15
 """Between two looks at a space."""
 _PART = 512
@@ -97,9 +99,11 @@ def _eigenvectors(gram: Tensor, rank: Rank) -> tuple[Tensor, Tensor] | None:
     side, energy = len(gram), float(gram.trace())
     most = int(side * _SPACE)
     space = KrylovSpace(gram, most)
-    look = 2 * rank if isinstance(rank, int) else side // 16
-    while space.size < most and space.grow():
-        if space.size < look:
+    look = 2 * rank if isinstance(rank, int) else _FIRST_LOOK
+    grows = True
+    while grows and space.size < most:
+        grows = space.grow()
+        if grows and space.size < look:
             continue
         look = int(_GROWTH * space.size)
         pairs = space.pairs()

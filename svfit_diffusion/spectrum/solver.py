@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from svfit_diffusion.spectrum.basis import Basis
+from svfit_diffusion.spectrum.basis import Basis, energy_of
 from svfit_diffusion.spectrum.leading import leading_basis
 from svfit_diffusion.spectrum.products import multiply
 from svfit_diffusion.spectrum.rank import Rank
@@ -24,7 +24,8 @@ def solve(matrix: Tensor, rank: Rank) -> Basis:
     Returns:
         As `singular_basis`.
     """
-    found = leading_basis(matrix, rank) or singular_basis(matrix).leading(rank, float)
+    basis = leading_basis(matrix, rank) or singular_basis(matrix)
+    found = basis.leading(rank, lambda: energy_of(matrix))
     assert found is not None
     return found
 
