@@ -129,8 +129,9 @@ def test_a_damaged_file_of_leading_triplets_is_recomputed(
 ) -> None:
     load(4)
     damage(basis_path(empty_cache, make_base().digests["a"]))
+    solved.clear()
     assert ranks(load(4)) == [4, 4]
-    assert solved[2:] == [(24, 32)]
+    assert solved == [(24, 32)]
     assert flaws(stored_bases(empty_cache), make_base(), show_progress=False) == {}
 
 
