@@ -47,10 +47,9 @@ class KrylovSpace:
         start = torch.randn(_BLOCK, n, generator=generator, dtype=torch.float64)
         self._matrix = matrix
         self._basis = matrix.new_empty(most + _BLOCK, n)
-        self._inner = torch.zeros(most + _BLOCK, most + _BLOCK, dtype=torch.float64)
+        self._inner: list[Tensor] = []  # rows of G within the space, as far as its diagonal
         self._next = _orthonormal(_orthonormal(start.to(matrix.device)))
         self._rest = self._next  # of G times the last block, outside the space
-        self._last = 0
         self.size = 0
 
     def grow(self) -> bool:
@@ -59,13 +58,11 @@ class KrylovSpace:
         if not len(block):
             return False
         begin, self.size = self.size, self.size + len(block)
-        self._last = len(block)
         self._basis[begin : self.size] = block
         basis = self._basis[: self.size]
         image = block @ self._matrix
         inner = image @ basis.mT
-        self._inner[begin : self.size, : self.size] = inner.cpu()
-        self._inner[: self.size, begin : self.size] = inner.cpu().mT
+        self._inner.append(inner.cpu())
         image -= inner @ basis
         self._rest = _outside(image, basis)
         self._next = _orthonormal(_outside(_orthonormal(self._rest), basis))
@@ -73,10 +70,18 @@ class KrylovSpace:
 
     def pairs(self) -> RitzPairs:
         """The best approximations of eigenvectors from the space (Rayleigh and Ritz)."""
-        values, vectors = torch.linalg.eigh(self._inner[: self.size, : self.size])
+        inner = torch.zeros(self.size, self.size, dtype=torch.float64)
+        begin = 0
+        for rows in self._inner:
+            end = rows.shape[1]
+            inner[begin:end, :end] = rows
+            begin = end
+        values, vectors = torch.linalg.eigh(inner, UPLO="L")
         coordinates = vectors.flip(1).mT
-        last = coordinates[:, self.size - self._last :].to(self._rest.device)
-        residuals = (last @ self._rest).norm(dim=1).cpu()
+        # A vector's residual is what G takes out of the space, from the last block alone.
+        last = coordinates[:, self.size - len(self._rest) :]
+        squares, turns = torch.linalg.eigh((self._rest @ self._rest.mT).cpu())
+        residuals = (last @ (turns * squares.clamp(min=0).sqrt())).norm(dim=1)
         return RitzPairs(values.flip(0), coordinates, residuals)
 
     def vectors(self, coordinates: Tensor) -> Tensor:

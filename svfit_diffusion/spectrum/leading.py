@@ -35,7 +35,7 @@ _FIRST_LOOK = 80
 """Dimensions from which on a space tells roughly how much energy there is where."""
 _GROWTH = 1.15
 """Between two looks at a space."""
-_PART = 512
+_PART = 128
 """Rows, and columns, that are in float64 or multiplied at a time."""
 
 
