@@ -63,7 +63,7 @@ def leading_basis(matrix: Tensor, rank: Rank) -> Basis | None:
     if found is None or not _are_proven(gram, *found):
         return None
     near, values = found
-    sigma = values[:-1].sqrt()
+    sigma = values[:-1].sqrt().to(near.device)
     far = torch.cat([(near @ part.double()).float() for part in wide.split(_PART, 1)], dim=1)
     far /= sigma[:, None]
     u, v = (far, near.float()) if tall else (near.float(), far)
