@@ -5,7 +5,8 @@
 
 Matrices are random, of FLUX.1's sizes: with singular values that hardly fall (of normal numbers) or
 that fall as those of trained weights do. No real checkpoint is read. A solver works on one thread,
-so that seconds are of one core; on a GPU they are of one matrix at a time. Errors are those of the
+so that processor seconds are of one core, whatever else a machine does; on a GPU seconds are of one
+matrix at a time. Errors are those of the
 shift by a random δ, `‖ΔW − ΔW'‖ / ‖δ‖`, against all triplets in float64. The last rows load as many
 weights as `--matrices` says into an empty cache, as training does, with all threads; what 266 take
 is extrapolated.
@@ -107,11 +108,12 @@ def solver_rows(d_out: int, d_in: int, spectrum: str, device: str) -> Iterator[R
         trim_memory()
         before = torch.cuda.memory_allocated() if device == "cuda" else memory_status()["VmRSS"]
         seconds: list[float] = []
+        began = time.process_time()
         peak = peak_bytes_of(
             lambda: seconds.append(seconds_of(lambda: found.append(call()), device)), device
         )
-        times = {"seconds": seconds[0], "memory_by_weight": (peak - before) / weight}
-        return times, found[0]
+        took = {"seconds": seconds[0], "processor_seconds": time.process_time() - began}
+        return took | {"memory_by_weight": (peak - before) / weight}, found[0]
 
     row, right = measured(lambda: singular_basis(matrix))
     assert right is not None
@@ -162,6 +164,7 @@ def load_row(matrices: int, rank: int, spectrum: str, device: str) -> Row:
         "memory_by_weight": (peak - before) / (4 * SIDE**2),
         "bytes": size,
         f"extrapolated_seconds_of_{LAYERS}": seconds * LAYERS / matrices,
+        f"extrapolated_core_seconds_of_{LAYERS}": cpu * LAYERS / matrices,
         f"extrapolated_bytes_of_{LAYERS}": size * LAYERS // matrices,
     }
 
