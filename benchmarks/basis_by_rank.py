@@ -6,10 +6,9 @@
 Matrices are random, of FLUX.1's sizes: with singular values that hardly fall (of normal numbers) or
 that fall as those of trained weights do. No real checkpoint is read. A solver works on one thread,
 so that processor seconds are of one core, whatever else a machine does; on a GPU seconds are of one
-matrix at a time. Errors are those of the
-shift by a random δ, `‖ΔW − ΔW'‖ / ‖δ‖`, against all triplets in float64. The last rows load as many
-weights as `--matrices` says into an empty cache, as training does, with all threads; what 266 take
-is extrapolated.
+matrix at a time. Errors are those of the shift by a random δ, `‖ΔW − ΔW'‖ / ‖δ‖`, against all
+triplets in float64. The first rows load as many weights as `--matrices` says into an empty cache,
+as training does, with all threads; what 266 take is extrapolated.
 """
 
 from __future__ import annotations
