@@ -15,6 +15,7 @@ from svfit_diffusion.adapters.layers import Shiftable
 from svfit_diffusion.adapters.targets import select_targets
 from svfit_diffusion.adapters.weights import refuse_weights_on_disk
 from svfit_diffusion.errors import BasisError, StateError
+from svfit_diffusion.files.base_files import stored_tensors
 from svfit_diffusion.spectrum.cache import BaseWeights, read_base
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ def base_weights(model: nn.Module, layers: Mapping[str, Shiftable]) -> BaseWeigh
     """Collect the own weights of some layers of a model, whatever adapters act, and hash them.
 
     bfloat16 keeps too few bits for a basis (12–17 % error of the shift, DESIGN section 3), so for a
-    model loaded in it the weights are read again from the files it was loaded from.
+    model loaded in it these weights, and no others, are read from the files it was loaded from.
 
     Raises:
         BasisError: a weight is quantised, parametrised, sharded, not in memory or not finite; it is
@@ -80,28 +81,21 @@ def _refuse_strange(path: str, layer: nn.Module) -> None:
 
 
 def _stored_weights(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """The weights in the files that a bfloat16 `model` was loaded from, in float32.
+    """The weights in the files that a bfloat16 `model` was loaded from, as they lie there, mapped.
 
-    None, with a warning, where the files are gone or hold other weights than the model.
+    None where they are in bfloat16 too, and, with a warning, where the files are gone or hold other
+    weights than the model.
     """
     source = getattr(getattr(model, "config", None), "_name_or_path", "")
-    for variant in (None, "fp16") if hasattr(model, "from_pretrained") else ():
-        try:
-            loaded: Any = type(model).from_pretrained(
-                source,
-                torch_dtype=torch.float32,
-                variant=variant,
-                use_safetensors=True,
-                local_files_only=True,
-            )
-        except (OSError, ValueError):
+    for variant in ("", "fp16"):
+        stored = stored_tensors(source, [f"{path}.weight" for path in weights], variant)
+        if len(stored) < len(weights):
             continue
-        stored = {path: loaded.get_submodule(path).get_parameter("weight") for path in weights}
-        if all(
-            torch.equal(weights[path].cpu(), weight.to(torch.bfloat16))
-            for path, weight in stored.items()
-        ):
-            return stored
+        found = {path: stored[f"{path}.weight"] for path in weights}
+        if all(tensor.dtype == torch.bfloat16 for tensor in found.values()):
+            return None  # published so: there is nothing more exact
+        if all(_is_rounded(weights[path], tensor) for path, tensor in found.items()):
+            return found
     logger.warning(
         "The base model is loaded in bfloat16 and its stored weights were not found at %r: "
         "singular vectors come from rounded weights, and adapters will differ by some percent "
@@ -109,3 +103,8 @@ def _stored_weights(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]
         source,
     )
     return None
+
+
+def _is_rounded(weight: Tensor, stored: Tensor) -> bool:
+    """Whether a weight is a stored one, rounded to bfloat16."""
+    return torch.equal(weight.cpu(), stored.to(torch.bfloat16))

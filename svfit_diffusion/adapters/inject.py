@@ -13,9 +13,9 @@ from svfit_diffusion.adapters.injection import Injection
 from svfit_diffusion.adapters.selection import Selection
 from svfit_diffusion.adapters.targets import select_targets
 from svfit_diffusion.errors import StateError, TargetError
-from svfit_diffusion.spectrum.basis import Basis, full_rank
+from svfit_diffusion.spectrum.basis import full_rank
 from svfit_diffusion.spectrum.cache import load_bases
-from svfit_diffusion.spectrum.rank import Rank, check_rank_fits, select_rank
+from svfit_diffusion.spectrum.rank import check_rank_fits
 
 
 @torch.inference_mode(False)
@@ -30,7 +30,7 @@ def inject(
     """Put a new adapter with δ = 0 on a UNet, transformer or text encoder, and make it active.
 
     The model computes exactly what it did; its own parameters should be frozen by the caller. A
-    layer whose weight is zero has no singular values and is left out.
+    weight that lacks rank trains what it has; a layer whose weight is zero is left out.
 
     Args:
         model: a diffusers or transformers model.
@@ -43,6 +43,7 @@ def inject(
         TargetError: a target matches nothing, or nothing but zeros.
         ConfigError: the rank exceeds a weight's number of singular values.
         BasisError: a weight cannot be decomposed.
+        CacheError: the disk has no room for what must be computed.
         AdapterNameError: the name is taken.
         StateError: adapters are fused, weights are not in memory, or the model runs its layers in a
             way that leaves no room for training; nothing is changed.
@@ -57,14 +58,13 @@ def inject(
             check_rank_fits(config.rank, full_rank(weight), path)
     bases = {
         path: basis
-        for path, basis in load_bases(base, show_progress=show_progress).items()
+        for path, basis in load_bases(base, config.rank, show_progress=show_progress).items()
         if basis.rank
     }
     if not bases:
         raise TargetError(f"the weights that target {config.target!r} means are all zero")
-    deltas = {path: torch.zeros(_rank(basis, config.rank)) for path, basis in bases.items()}
-    kept = {path: bases[path].truncated(delta.numel()) for path, delta in deltas.items()}
-    injection.add_adapter(adapter_name, deltas, kept, base.digests, trainable=trainable)
+    deltas = {path: torch.zeros(basis.rank) for path, basis in bases.items()}
+    injection.add_adapter(adapter_name, deltas, bases, base.digests, trainable=trainable)
     try:
         injection.select(Selection({adapter_name: 1.0}))
     except BaseException:
@@ -79,11 +79,6 @@ def withdraw(injection: Injection, adapter_name: str) -> None:
         injection.remove_adapter(adapter_name)
     except StateError:  # so was letting it act refused, before anything was changed
         injection.forget([adapter_name])
-
-
-def _rank(basis: Basis, rank: Rank) -> int:
-    # A weight that lacks rank trains what it has.
-    return select_rank(basis.sigma, min(rank, basis.rank) if isinstance(rank, int) else rank)
 
 
 def eject(model: nn.Module) -> None:

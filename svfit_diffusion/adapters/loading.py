@@ -53,6 +53,7 @@ def put_adapter(
         CheckpointError: it shifts components or layers that are not there.
         BaseMismatchError: it was trained on other weights, or with other singular vectors.
         BasisError: a weight cannot be decomposed.
+        CacheError: the disk has no room for what must be computed.
         AdapterNameError: the name is taken.
         StateError: adapters are fused, or given per prompt at the moment; or weights are not in
             memory, or were changed by something else.
@@ -71,7 +72,8 @@ def put_adapter(
     known_base = adapter.metadata.fingerprints
     found_base = {part.component: part.fingerprint for part in parts}
     for part in parts:
-        part.bases = load_bases(part.base, show_progress=show_progress)
+        ranks = {path: part.deltas[path].numel() for path in part.base.weights}
+        part.bases = load_bases(part.base, ranks, show_progress=show_progress)
         _drop_values_without_vectors(part)
         if found_base[part.component] == known_base.get(part.component):
             check_sketches(part.component, part.deltas, part.sketches, part.all_bases)

@@ -70,6 +70,10 @@ def compute(
             help="Also of the CLIP text encoders; default: as in training.",
         ),
     ] = None,
+    rank: Annotated[
+        str,
+        typer.Option("--rank", help="As in training: all by default; a higher one replaces it."),
+    ] = "1.0",
     device: Device = None,
     revision: Revision = None,
     variant: Variant = None,
@@ -77,26 +81,34 @@ def compute(
     """Compute ahead what training on a base, and loading adapters of it, would compute."""
     from svfit_diffusion.adapters.base_weights import weights_of_models
     from svfit_diffusion.families import family_of
-    from svfit_diffusion.spectrum.basis import as_matrix
-    from svfit_diffusion.spectrum.basis_file import basis_bytes, basis_path
-    from svfit_diffusion.spectrum.cache import cache_directory, load_bases, missing_bases
+    from svfit_diffusion.spectrum.basis import full_rank
+    from svfit_diffusion.spectrum.basis_file import basis_path
+    from svfit_diffusion.spectrum.cache import (
+        bytes_known,
+        cache_directory,
+        load_bases,
+        missing_bases,
+    )
+    from svfit_diffusion.spectrum.rank import check_rank_fits, parse_rank
     from svfit_diffusion.spectrum.room import require_room
     from svfit_diffusion.spectrum.stored import size_of
     from svfit_diffusion.training.base import load_base
     from svfit_diffusion.training.checks import trained_text_encoders
 
-    place = device_named(device, float64=True)
+    place, wanted = device_named(device, float64=True), parse_rank(rank)
     pipe = load_base(base_of(base, revision, variant))
     family = family_of(pipe)
     trained = [family.denoiser, *trained_text_encoders(family, train_text_encoder)]
     models = {name: getattr(pipe, name) for name in trained}
     weights = weights_of_models(models, tuple(target or ["attention"]))
-    missing = missing_bases(weights)
+    if isinstance(wanted, int):
+        for path, weight in weights.weights.items():
+            check_rank_fits(wanted, full_rank(weight), path)
+    missing = missing_bases(weights, wanted)
     folder = cache_directory()
-    shapes = [as_matrix(weight).shape for weight in missing.weights.values()]
-    require_room(folder, sum(basis_bytes(*shape) for shape in shapes))
+    require_room(folder, bytes_known(missing, wanted))
     started = time.perf_counter()
-    bases = load_bases(missing, device=place)
+    bases = load_bases(missing, wanted, device=place)
     seconds = time.perf_counter() - started
     lost = [path for path, basis in bases.items() if basis.file is None]
     if lost:

@@ -123,8 +123,8 @@ def _told(plan: Plan) -> list[str]:
             ]
         ),
         "",
-        f"singular vectors, once per base: {_bytes(plan.basis_bytes)} in the cache, an estimated "
-        f"{_duration(plan.first_load_seconds)} on {plan.cores} cores of this machine",
+        f"singular vectors, once per base: {most}{_bytes(plan.basis_bytes)} in the cache, {most}"
+        f"{_duration(plan.first_load_seconds)} on {plan.cores} cores of this machine (estimated)",
         f"weights on the device until training begins: {_bytes(plan.before_bytes)} in float32; "
         f"with --offload {_bytes(plan.before_bytes_offloaded)}",
         "",

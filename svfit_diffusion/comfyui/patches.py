@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,7 @@ def make_patches(
         CheckpointError: a layer has no place there, or fewer singular values than the adapter.
         BaseMismatchError: it was trained on other weights, or with other singular vectors.
         BasisError: a weight cannot be decomposed.
+        CacheError: the disk has no room for what must be computed.
     """
     parts = [_part(adapter, component, weights, places) for component in adapter.deltas]
     known = adapter.metadata.fingerprints
@@ -53,7 +54,8 @@ def make_patches(
     step = progress(2 * sum(len(part.places) for part in parts))
     patches: Patches = {}
     for part in parts:
-        bases = _bases(part.base, device, step)
+        ranks = {path: delta.numel() for path, delta in part.deltas.items()}
+        bases = _bases(part.base, ranks, device, step)
         deltas = with_vectors(part.component, part.deltas, bases)
         if part.base.fingerprint() == known.get(part.component):
             check_sketches(part.component, deltas, part.sketches, bases)
@@ -114,7 +116,9 @@ def _room_for(parts: list[_Part]) -> int:
     return max(8 * (4 * d_out * d_in + 6 * min(d_out, d_in) ** 2) for d_out, d_in in shapes)
 
 
-def _bases(base: BaseWeights, device: torch.device, step: Callable[[], None]) -> dict[str, Basis]:
+def _bases(
+    base: BaseWeights, ranks: Mapping[str, int], device: torch.device, step: Callable[[], None]
+) -> dict[str, Basis]:
     """The bases of some layers, computed on `device` if they are not in the cache."""
     bases: dict[str, Basis] = {}
     # A GPU works on one at a time, a CPU on as many as it has threads.
@@ -122,7 +126,7 @@ def _bases(base: BaseWeights, device: torch.device, step: Callable[[], None]) ->
     paths = list(base.weights)
     for begin in range(0, len(paths), count):
         here = {path: base.weights[path].to(device) for path in paths[begin : begin + count]}
-        found = load_bases(BaseWeights(here, base.digests), show_progress=False)
+        found = load_bases(BaseWeights(here, base.digests), ranks, show_progress=False)
         for path, basis in found.items():
             bases[path] = basis.to(torch.device("cpu"))
             step()

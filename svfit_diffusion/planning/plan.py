@@ -73,7 +73,7 @@ class Plan:
         values: trained singular values.
         budget: how many of them are kept in the end, if not all.
         adapter_bytes: of the adapter's file.
-        basis_bytes: of all bases in the cache.
+        basis_bytes: of all bases in the cache, of this rank.
         first_load_seconds: an estimate of how long they take, once per base.
         cores: on which.
         lora: by rank.

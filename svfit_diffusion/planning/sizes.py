@@ -58,7 +58,9 @@ def _kept(rank: int, share: float) -> torch.Tensor:
 def bases_bytes(layers: PlannedLayers) -> int:
     """Bytes of the layers' bases in the cache, if their weights are all different."""
     return sum(
-        basis_bytes(layer.d_out, layer.d_in) for own in layers.values() for layer in own.values()
+        basis_bytes(layer.d_out, layer.d_in, layer.rank)
+        for own in layers.values()
+        for layer in own.values()
     )
 
 

@@ -6,6 +6,7 @@ Convolution weights `(out, in, *kernel)` are read as matrices `(out, in·∏kern
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from svfit_diffusion.errors import BasisError
 from svfit_diffusion.files.mapped import MappedFile
+from svfit_diffusion.spectrum.rank import Rank, select_leading, select_rank
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Basis:
         sigma: singular values, `(r,)`, descending, float32.
         probes: of the vectors, for sketches (`sketch.probes_of`), if they are at hand.
         file: what the vectors are mapped from, if they are.
+        is_complete: whether these are all triplets of σ above zero.
     """
 
     u: Tensor
@@ -35,6 +38,7 @@ class Basis:
     sigma: Tensor
     probes: Tensor | None = None
     file: MappedFile | None = None
+    is_complete: bool = True
 
     @property
     def rank(self) -> int:
@@ -44,8 +48,28 @@ class Basis:
     def truncated(self, rank: int) -> Basis:
         """The `rank` leading triplets, as views."""
         assert 0 < rank <= self.rank
+        if rank == self.rank:
+            return self
         probes = None if self.probes is None else self.probes[:, :rank]
-        return Basis(self.u[:rank], self.v[:rank], self.sigma[:rank], probes, self.file)
+        return Basis(self.u[:rank], self.v[:rank], self.sigma[:rank], probes, self.file, False)
+
+    def leading(self, rank: Rank, energy: Callable[[], float]) -> Basis | None:
+        """The triplets that a rank means, as views; None if that is more than are held of many.
+
+        Args:
+            rank: as a number, of which a weight that lacks rank gives what it has, or as a share.
+            energy: of the weight, asked for where the triplets do not tell it.
+        """
+        if not self.is_complete:
+            if rank == 1.0 and isinstance(rank, float):
+                return None
+            whole = 0.0 if isinstance(rank, int) else energy()
+            count = select_leading(self.sigma, rank, whole)
+            return None if count is None else self.truncated(count)
+        if not self.rank:
+            return self
+        at_most = min(rank, self.rank) if isinstance(rank, int) else rank
+        return self.truncated(select_rank(self.sigma, at_most))
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Basis:
         """The same basis with its vectors on `device`, in `dtype` if given; σ stays float32."""
@@ -53,11 +77,11 @@ class Basis:
         if (self.u.device, self.u.dtype) == (device, dtype):
             return self
         u, v, sigma = self.u.to(device, dtype), self.v.to(device, dtype), self.sigma.to(device)
-        return Basis(u, v, sigma, self.probes)
+        return Basis(u, v, sigma, self.probes, is_complete=self.is_complete)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickles hold the vectors themselves, not the file.
-        return Basis, (self.u, self.v, self.sigma, self.probes)
+        return Basis, (self.u, self.v, self.sigma, self.probes, None, self.is_complete)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Basis:
         return self  # it never changes
@@ -71,6 +95,11 @@ class Basis:
 def as_matrix(weight: Tensor) -> Tensor:
     """View a weight `(out, in, *kernel)` as the matrix `(out, in·∏kernel)`."""
     return weight.reshape(weight.shape[0], -1)
+
+
+def energy_of(matrix: Tensor) -> float:
+    """`‖W‖²`, which is `Σ σᵢ²`, summed in float64."""
+    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
 
 
 def full_rank(weight: Tensor) -> int:

@@ -1,10 +1,10 @@
-"""Basis files: all triplets of one weight, under the weight's digest.
+"""Basis files: the triplets of one weight, under the weight's digest.
 
 `<sha256 of the float16 weight>.safetensors` holds `u`, `v`, `sigma` and `probes` of all triplets of
-σ above zero, vectors in float16. Their rounding changes a shift by 0.03 % and is part of what the
-basis is: every user of it gets the same. A file is written under a temporary name and moved into
-place. It names its weight and holds a checksum, both checked on every read. It is mapped, and in
-memory only as far as it is in use.
+σ above zero, or, in a format of its own, of the leading ones alone. Vectors are in float16. Their
+rounding changes a shift by 0.03 % and is part of what the basis is: every user of it gets the same.
+A file is written under a temporary name and moved into place. It names its weight and holds a
+checksum, both checked on every read. It is mapped, and in memory only as far as it is in use.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from svfit_diffusion.spectrum.basis import Basis
 from svfit_diffusion.spectrum.sketch import PROBES, probes_of
 
 FORMAT = "svfit-basis-4"
+LEADING_FORMAT = f"{FORMAT}-leading"
+"""Of files with the leading triplets alone, which earlier versions would take for all."""
 
 _NAME = re.compile(r"([0-9a-f]{64})\.safetensors")
 _HEADER_BYTES = 512
@@ -42,9 +44,17 @@ def digest_in(name: str) -> str | None:
     return match[1] if match else None
 
 
-def basis_bytes(d_out: int, d_in: int) -> int:
-    """Size of the basis file of a matrix `(d_out, d_in)`, at most; less if it lacks rank."""
-    return min(d_out, d_in) * (2 * (d_out + d_in) + 4 * (1 + PROBES)) + _HEADER_BYTES
+def basis_bytes(d_out: int, d_in: int, rank: int | None = None) -> int:
+    """Size of the basis file of a matrix `(d_out, d_in)`, at most; less if it lacks rank.
+
+    Args:
+        d_out: rows.
+        d_in: columns.
+        rank: of how many triplets; all by default.
+    """
+    full = min(d_out, d_in)
+    count = full if rank is None else min(rank, full)
+    return count * (2 * (d_out + d_in) + 4 * (1 + PROBES)) + _HEADER_BYTES
 
 
 def read_basis(path: Path, digest: str) -> Basis:
@@ -59,11 +69,12 @@ def read_basis(path: Path, digest: str) -> Basis:
         ValueError: it is damaged, of another format, or of another weight.
     """
     mapped = map_safetensors(path)
-    if mapped.metadata.get("format") != FORMAT:
+    if mapped.metadata.get("format") not in (FORMAT, LEADING_FORMAT):
         raise ValueError("not a basis file of this version")
     if set(mapped.tensors) != {"u", "v", "sigma", "probes"}:
         raise ValueError("not the tensors expected")
-    basis = Basis(**mapped.tensors, file=mapped)
+    is_complete = mapped.metadata["format"] == FORMAT
+    basis = Basis(**mapped.tensors, file=mapped, is_complete=is_complete)
     if mapped.metadata.get("weight") != digest:
         raise ValueError("of another weight")
     if not _is_consistent(basis):
@@ -80,7 +91,8 @@ def write_basis(folder: Path, digest: str, basis: Basis) -> None:
         StorageError: there is no room or no permission; a file that was there is untouched.
     """
     tensors = {"u": basis.u, "v": basis.v, "sigma": basis.sigma, "probes": probes_of(basis)}
-    header = {"format": FORMAT, "weight": digest, "checksum": _checksum(basis)}
+    format = FORMAT if basis.is_complete else LEADING_FORMAT
+    header = {"format": format, "weight": digest, "checksum": _checksum(basis)}
     make_folder(folder)
     write_safetensors(basis_path(folder, digest), tensors, header)
 
@@ -96,7 +108,7 @@ def mark_used(path: Path) -> None:
 
 
 def _is_consistent(basis: Basis) -> bool:
-    """Whether shapes and types are those of a basis with all its σ above zero."""
+    """Whether shapes and types are those of a basis with all its σ above zero, or with some."""
     if basis.u.dim() != 2 or basis.v.dim() != 2:
         return False
     rank, d_out, d_in = len(basis.u), basis.u.shape[1], basis.v.shape[1]
@@ -108,7 +120,7 @@ def _is_consistent(basis: Basis) -> bool:
         ((rank,), single),
         ((PROBES, rank), single),
     ]
-    return actual == wanted and rank <= min(d_out, d_in)
+    return actual == wanted and (not basis.is_complete) <= rank <= min(d_out, d_in)
 
 
 def _checksum(basis: Basis) -> str:

@@ -1,8 +1,9 @@
 """Where bases live: computed once per base model, kept in a disk cache.
 
 A basis belongs to one weight matrix, whatever model, file or precision it came in, so the cache
-is addressed by content: a file (`basis_file`) per weight, by its digest. Processes may race for it;
-a damaged or foreign one is recomputed. `stored` looks after the folder.
+is addressed by content: a file (`basis_file`) per weight, by its digest. It has as many triplets as
+were wanted so far: fewer are served from it, more are computed anew and replace it. Processes may
+race for it; a damaged or foreign one is recomputed. `stored` looks after the folder.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +25,18 @@ from tqdm.auto import tqdm
 from svfit_diffusion.errors import BasisError
 from svfit_diffusion.files.atomic import clean_up
 from svfit_diffusion.spectrum import solver
-from svfit_diffusion.spectrum.basis import Basis, as_matrix, canonical_weight
-from svfit_diffusion.spectrum.basis_file import basis_path, mark_used, read_basis, write_basis
-from svfit_diffusion.spectrum.workers import single_threads
+from svfit_diffusion.spectrum.basis import Basis, as_matrix, canonical_weight, energy_of, full_rank
+from svfit_diffusion.spectrum.basis_file import (
+    basis_bytes,
+    basis_path,
+    mark_used,
+    read_basis,
+    write_basis,
+)
+from svfit_diffusion.spectrum.leading import is_partial
+from svfit_diffusion.spectrum.rank import Rank, Ranks, triplets_known
+from svfit_diffusion.spectrum.room import nearest, require_room
+from svfit_diffusion.spectrum.workers import workers
 
 logger = logging.getLogger(__name__)
 
@@ -86,39 +96,48 @@ def read_base(weights: Mapping[str, Tensor]) -> BaseWeights:
     Raises:
         BasisError: a weight cannot be decomposed, named by its path.
     """
-    with single_threads(_THREADS) as pool:
+    with workers(_THREADS) as pool:
         digests = dict(zip(weights, pool.map(_digest, weights, weights.values()), strict=True))
     return BaseWeights(dict(weights), digests)
 
 
 def load_bases(
     base: BaseWeights,
+    rank: Ranks = 1.0,
     *,
     show_progress: bool = True,
     cache: Path | None = None,
     device: torch.device | None = None,
 ) -> dict[str, Basis]:
-    """The bases of `base` with all triplets of σ above zero, from the cache where it has them.
+    """The leading triplets of the weights of `base`, from the cache where it has them.
 
     Args:
         base: weights from `read_base`.
+        rank: how many triplets, of each or by module path; all by default. A weight that lacks
+            rank gives what it has.
         show_progress: show a progress bar while singular values are computed.
         cache: cache folder, `cache_directory()` by default.
-        device: where an SVD runs; by default where its weight is.
+        device: where singular values are computed; by default where their weight is.
 
     Returns:
         Bases by module path, vectors in float16, mapped from the cache where it can be written.
+
+    Raises:
+        CacheError: the cache could be written, but its disk has no room for what must be computed.
     """
     folder = cache_directory() if cache is None else cache
-    with single_threads(_THREADS) as pool:
-        read = pool.map(lambda path: _read(folder, base, path), base.weights)
+    ranks = ranks_of(base, rank)
+    with workers(_THREADS) as pool:
+        read = pool.map(lambda path: _read(folder, base, path, ranks[path]), base.weights)
         found = dict(zip(base.weights, read, strict=True))
     missing = [path for path, basis in found.items() if basis is None]
     bases = {path: basis for path, basis in found.items() if basis is not None}
     if missing:
         with contextlib.suppress(OSError):
             clean_up(folder, "*.safetensors", idle=_HOUR)  # others may be at work
-    computed = _compute(base, missing, folder, device)
+        if os.access(nearest(folder), os.W_OK):
+            require_room(folder, bytes_known(base.only(missing), rank))
+    computed = _compute(base, {path: ranks[path] for path in missing}, folder, device)
     for path, basis in tqdm(
         zip(missing, computed, strict=True),
         desc="Singular values (once per base model)",
@@ -129,47 +148,87 @@ def load_bases(
     return {path: bases[path] for path in base.weights}
 
 
-def missing_bases(base: BaseWeights, *, cache: Path | None = None) -> BaseWeights:
+def missing_bases(
+    base: BaseWeights, rank: Ranks = 1.0, *, cache: Path | None = None
+) -> BaseWeights:
     """The part of `base` whose bases the cache lacks; of layers with one weight, the first.
 
     Args:
         base: weights from `read_base`.
+        rank: how many triplets, as in `load_bases`.
         cache: cache folder, `cache_directory()` by default.
     """
     folder = cache_directory() if cache is None else cache
+    ranks = ranks_of(base, rank)
     first = {digest: path for path, digest in reversed(base.digests.items())}
-    with single_threads(_THREADS) as pool:
-        read = pool.map(lambda path: _read(folder, base, path), first.values())
+    with workers(_THREADS) as pool:
+        read = pool.map(lambda path: _read(folder, base, path, ranks[path]), first.values())
         missing = {path for path, basis in zip(first.values(), read, strict=True) if basis is None}
     return base.only(missing)
 
 
-def _compute(
-    base: BaseWeights, paths: Sequence[str], folder: Path, device: torch.device | None
-) -> Iterator[Basis]:
-    """The bases of some layers in their order, vectors in float16; each is cached as it comes.
+def ranks_of(base: BaseWeights, rank: Ranks) -> dict[str, Rank]:
+    """The rank of each layer; of layers with one weight, the highest of theirs."""
+    if not isinstance(rank, Mapping):
+        return dict.fromkeys(base.weights, rank)
+    highest: dict[str, int] = {}
+    for path in base.weights:
+        digest = base.digests[path]
+        highest[digest] = max(rank[path], highest.get(digest, 1))
+    return {path: highest[base.digests[path]] for path in base.weights}
 
-    On a CPU as many at a time as there are threads: solvers scale poorly.
+
+def bytes_known(base: BaseWeights, rank: Ranks = 1.0) -> int:
+    """Bytes of the files of some bases, at most, as far as they are known before they are computed:
+    how many triplets a share of the energy below 1 means, is not.
     """
+    known = {base.digests[p]: (p, triplets_known(r)) for p, r in ranks_of(base, rank).items()}
+    shapes = [(*as_matrix(base.weights[path]).shape, count) for path, count in known.values()]
+    return sum(basis_bytes(d_out, d_in, count) for d_out, d_in, count in shapes)
 
+
+def _compute(
+    base: BaseWeights, ranks: Mapping[str, Rank], folder: Path, device: torch.device | None
+) -> Iterator[Basis]:
+    """The bases of the layers that have a rank here, in their order, vectors in float16; each is
+    cached as it comes.
+    """
     is_full = threading.Event()
 
     def compute(path: str) -> Basis:
-        matrix = base.matrix(path)
-        basis = solver.singular_basis(matrix.to(device or matrix.device))
+        matrix, rank = base.matrix(path), ranks[path]
+        basis = solver.solve(matrix.to(device or matrix.device), rank)
         basis = basis.to(matrix.device, torch.float16)
         if not is_full.is_set() and not _write(folder, base.digests[path], basis):
             is_full.set()
         # From the file, as later: it need not stay in memory.
-        return _read(folder, base, path) or basis
+        return _read(folder, base, path, rank) or basis
 
-    on_cpu = all((device or base.weights[path].device).type == "cpu" for path in paths)
-    workers = torch.get_num_threads() if on_cpu else 1
-    if workers == 1:
-        yield from map(compute, paths)
+    are_partial = all(is_partial(full_rank(base.weights[p]), rank) for p, rank in ranks.items())
+    places = {device or base.weights[path].device for path in ranks}
+    count, threads_each = _workers({place.type for place in places} <= {"cpu"}, are_partial)
+    if count == 1:
+        yield from map(compute, ranks)
         return
-    with single_threads(workers) as pool:
-        yield from pool.map(compute, paths)
+    for place in places:
+        # PyTorch's libraries for GPUs are loaded at their first use, which must not be in threads.
+        torch.linalg.cholesky_ex(torch.ones(1, 1, device=place))
+    with workers(count, threads_each) as pool:
+        yield from pool.map(compute, ranks)
+
+
+def _workers(on_cpu: bool, are_partial: bool) -> tuple[int, int]:
+    """How many matrices are decomposed at a time, and by how many threads each.
+
+    Full decompositions scale poorly over threads, and fill a GPU. Partial ones are products for the
+    most part, which scale, so that two at a time keep memory low; their small matrices are left to
+    the CPU, so that a GPU would wait for one.
+    """
+    threads = torch.get_num_threads()
+    if are_partial:
+        count = min(threads, 2 if on_cpu else 4)
+        return count, threads // count
+    return (threads, 1) if on_cpu else (1, threads)
 
 
 def _digest(path: str, weight: Tensor) -> str:
@@ -182,8 +241,10 @@ def _digest(path: str, weight: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _read(folder: Path, base: BaseWeights, path: str) -> Basis | None:
-    """The cached basis of a layer, or None where there is none that can be trusted."""
+def _read(folder: Path, base: BaseWeights, path: str, rank: Rank) -> Basis | None:
+    """The cached basis of a layer, or None where there is none that can be trusted, or none of
+    enough triplets.
+    """
     digest = base.digests[path]
     file = basis_path(folder, digest)
     if not file.is_file():
@@ -196,18 +257,31 @@ def _read(folder: Path, base: BaseWeights, path: str) -> Basis | None:
     except (OSError, ValueError) as error:
         logger.warning("Recomputing singular values: cache file %s is unusable (%s)", file, error)
         return None
+    wanted = basis.leading(rank, lambda: energy_of(base.matrix(path)))
     basis.release()
     mark_used(file)
-    return basis
+    return wanted
 
 
 def _write(folder: Path, digest: str, basis: Basis) -> bool:
-    """Cache a basis, or warn that it cannot be."""
+    """Cache a basis, unless others have cached more of it meanwhile, or warn that it cannot be."""
     try:
-        write_basis(folder, digest, basis)
+        if not _is_surpassed(folder, digest, basis):
+            write_basis(folder, digest, basis)
     except OSError as error:
         logger.warning(
             "Singular values could not be cached in %s, nor are others: %s", folder, error
         )
         return False
     return True
+
+
+def _is_surpassed(folder: Path, digest: str, basis: Basis) -> bool:
+    """Whether the cache has more triplets of a weight than a basis has."""
+    if basis.is_complete:
+        return False
+    try:
+        there = read_basis(basis_path(folder, digest), digest)
+    except (OSError, ValueError):
+        return False
+    return there.is_complete or there.rank > basis.rank

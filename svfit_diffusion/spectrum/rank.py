@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from svfit_diffusion.errors import ConfigError
 
 Rank = int | float
 """A number of singular values (int ≥ 1), or the share of spectral energy to keep (float ≤ 1)."""
+
+Ranks = Rank | Mapping[str, int]
+"""A rank of every weight, or a number of singular values for each, by module path."""
+
+_ROUNDING = 2e-7
+"""Share by which rounding σ to float32 may change an energy, so that values once chosen suffice."""
 
 
 def select_rank(sigma: Tensor, rank: Rank) -> int:
@@ -27,6 +35,27 @@ def select_rank(sigma: Tensor, rank: Rank) -> int:
         return sigma.numel()
     energy = sigma.double().square().cumsum(0)
     return int((energy < rank * energy[-1]).sum()) + 1
+
+
+def select_leading(sigma: Tensor, rank: Rank, energy: float) -> int | None:
+    """As `select_rank`, where there are more values than `sigma` `(k,)`; None if k are too few.
+
+    Args:
+        sigma: the leading values.
+        rank: an int, or a share of the energy.
+        energy: `Σ σᵢ²` over all values, which is `‖W‖²`.
+    """
+    if isinstance(rank, int):
+        return rank if rank <= sigma.numel() else None
+    lacking = sigma.double().square().cumsum(0) < rank * energy * (1 - _ROUNDING)
+    return None if lacking.all() else int(lacking.sum()) + 1
+
+
+def triplets_known(rank: Rank) -> int | None:
+    """How many triplets a rank surely means: none of a share below 1; None for all."""
+    if isinstance(rank, int):
+        return rank
+    return 0 if rank < 1 else None
 
 
 def check_rank(rank: Rank) -> None:

@@ -5,12 +5,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from svfit_diffusion.spectrum.basis import Basis
+from svfit_diffusion.spectrum.basis import Basis, energy_of
+from svfit_diffusion.spectrum.leading import leading_basis
 from svfit_diffusion.spectrum.products import multiply
+from svfit_diffusion.spectrum.rank import Rank
 
 _TAIL = 1e-3
 _RANK_DEFICIENT = 1e-7
 """Shares of the largest singular value; `singular_basis` tells what for."""
+
+
+def solve(matrix: Tensor, rank: Rank) -> Basis:
+    """The singular triplets of a matrix `(d_out, d_in)` that a rank means, of σ above zero.
+
+    Those of a large matrix alone where few are wanted and each can be proven; else all are computed
+    and the rest is dropped. A shift by either is the same up to `leading.ANGLE`.
+
+    Returns:
+        As `singular_basis`.
+    """
+    basis = leading_basis(matrix, rank) or singular_basis(matrix)
+    found = basis.leading(rank, lambda: energy_of(matrix))
+    assert found is not None
+    return found
 
 
 def singular_basis(matrix: Tensor) -> Basis:

@@ -20,7 +20,7 @@ from svfit_diffusion.spectrum.basis_file import FORMAT, digest_in
 PULLED = (".pull.", ".tmp")
 """How names of folders begin and end that are downloaded into."""
 
-_FORMAT = re.compile(r"svfit-basis-(\d+)")
+_FORMAT = re.compile(r"svfit-basis-(\d+)(-leading)?")
 _LEFT_OVER = re.compile(r"\.[0-9a-f]{64}\.safetensors\.\w{8}\.tmp|\.pull\.\w{8}\.tmp")
 _INTERRUPTED_AFTER = 60 * 60
 """Seconds without a change after which nobody is writing any more."""

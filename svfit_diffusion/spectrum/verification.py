@@ -13,7 +13,7 @@ from svfit_diffusion.spectrum.accuracy import check_belongs, check_numbers
 from svfit_diffusion.spectrum.basis_file import read_basis
 from svfit_diffusion.spectrum.cache import BaseWeights
 from svfit_diffusion.spectrum.stored import StoredBasis
-from svfit_diffusion.spectrum.workers import single_threads
+from svfit_diffusion.spectrum.workers import workers
 
 
 def flaw(path: Path, digest: str, matrix: Tensor | None = None) -> str | None:
@@ -66,7 +66,7 @@ def flaws(
         except FileNotFoundError:
             return None
 
-    with single_threads(torch.get_num_threads()) as pool:
+    with workers(torch.get_num_threads()) as pool:
         checked = tqdm(
             zip(stored, pool.map(check, stored), strict=True),
             desc="Checking",

@@ -10,10 +10,10 @@ import torch
 
 
 @contextmanager
-def single_threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Workers that compute with one thread each."""
+def workers(count: int, threads_each: int = 1) -> Iterator[ThreadPoolExecutor]:
+    """Workers that compute with so many of torch's threads each."""
     threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(threads_each,))
     try:
         yield pool
     finally:

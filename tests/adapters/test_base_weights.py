@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -14,6 +15,7 @@ from torch import nn
 from svfit_diffusion import BasisError, inject
 from svfit_diffusion.adapters.base_weights import base_weights
 from svfit_diffusion.adapters.targets import attention_layers
+from svfit_diffusion.files import base_files
 
 
 def digests_of(model: nn.Module) -> dict[str, str]:
@@ -39,6 +41,72 @@ def test_bfloat16_text_encoders_take_the_stored_weights_too(saved_pipe: Path) ->
     loaded = type(stored).from_pretrained(saved_pipe / "text_encoder", torch_dtype=torch.bfloat16)
     assert loaded.dtype == torch.bfloat16
     assert digests_of(loaded) == digests_of(stored)
+
+
+def test_a_model_that_was_published_in_bfloat16_has_nothing_better(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    unet = tiny.make_tiny_unet().bfloat16()
+    unet.save_pretrained(tmp_path)
+    loaded = UNet2DConditionModel.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    assert digests_of(loaded) == digests_of(unet.float())
+    assert not [r for r in caplog.records if r.name.startswith("svfit_diffusion")]
+
+
+def test_weights_in_several_files_are_read_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unet = tiny.make_tiny_unet()
+    unet.save_pretrained(tmp_path, max_shard_size="200KB")
+    assert len([*tmp_path.glob("*.safetensors")]) > 2
+    loaded = UNet2DConditionModel.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    read: list[str] = []
+    opened = base_files.safe_open
+
+    class Watched:
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self._file = opened(*args, **kwargs)
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: Any) -> None:
+            pass
+
+        def keys(self) -> list[str]:
+            return list(self._file.keys())
+
+        def get_tensor(self, key: str) -> Any:
+            read.append(key)
+            return self._file.get_tensor(key)
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the whole model was loaded again")
+
+    monkeypatch.setattr(base_files, "safe_open", Watched)
+    monkeypatch.setattr(UNet2DConditionModel, "from_pretrained", refuse)
+    layers = dict(list(attention_layers(loaded).items())[:3])
+    found = base_weights(loaded, layers).digests
+    assert found == {path: digests_of(unet)[path] for path in layers}
+    assert sorted(read) == sorted(f"{path}.weight" for path in layers)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "expected"),
+    [
+        ("encoder.0.q.weight", ["text_model.encoder.0.q.weight", "other"], 0),
+        ("text_model.encoder.0.q.weight", ["encoder.0.q.weight", "encoder.1.q.weight"], 0),
+        ("model.language.0.q.weight", ["model.0.q.weight", "model.1.q.weight"], 0),
+        ("0.q.weight", ["up.0.q.weight", "down.0.q.weight"], None),
+        ("0.q.weight", ["10.q.weight"], 0),  # which its values must show to be right
+        ("q.weight", ["up.k.weight"], None),
+        ("q.weight", [], None),
+    ],
+)
+def test_names_that_libraries_change_are_found(
+    name: str, keys: list[str], expected: int | None
+) -> None:
+    assert base_files._key(name, keys) == (None if expected is None else keys[expected])
 
 
 @pytest.mark.parametrize("cause", ["gone", "changed", "unknown"])

@@ -167,6 +167,21 @@ def test_targets_and_text_encoders_are_chosen_as_in_training(
     assert "matches no" in refused(TargetError, "compute", saved_pipe, "--target", "nonesuch")
 
 
+def test_a_rank_is_kept_until_a_higher_one_comes(empty_cache: Path, saved_pipe: Path) -> None:
+    words = ("compute", saved_pipe, "--no_train_text_encoder", "--rank")
+    few, layers = values(said(*words, "4")), count(empty_cache)
+    assert few["computed"] == str(layers)
+    assert values(said(*words, "3"))["computed"] == "0"
+    more = values(said(*words, "8"))
+    assert more["computed"] == str(layers) == str(count(empty_cache))
+    size = {rank: int(told["bytes"].replace(",", "")) for rank, told in ((4, few), (8, more))}
+    assert size[4] < size[8] <= 2 * size[4]
+    assert values(said(*words, "1.0"))["computed"] == str(layers)
+    assert values(said(*words, "8"))["computed"] == "0"
+    assert "rank 65 exceeds the 64" in refused(ConfigError, *words, "65")
+    assert "fraction" in refused(ConfigError, *words, "all")
+
+
 def test_only_what_is_damaged_or_gone_is_computed_again(filled: Path, saved_pipe: Path) -> None:
     files = stored_bases(filled)
     truncate(files[0].path)

@@ -17,6 +17,9 @@ from PIL import Image
 from svfit_diffusion.adapters.components import models_of
 from svfit_diffusion.errors import ConfigError, TargetError
 from svfit_diffusion.planning import Plan, make_plan
+from svfit_diffusion.planning.duration import _work
+from svfit_diffusion.planning.layers import PlannedLayer
+from svfit_diffusion.planning.sizes import bases_bytes
 from svfit_diffusion.training import Trainer, TrainingConfig
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "cli"))
@@ -73,6 +76,14 @@ def test_sizes_are_those_of_a_training(
     cached = sum(path.stat().st_size for path in empty_cache.glob("*.safetensors"))
     bases = len(list(empty_cache.glob("*.safetensors")))
     assert cached <= planned.basis_bytes <= cached + 256 * bases
+
+
+def test_leading_triplets_of_large_weights_are_planned_as_what_they_take() -> None:
+    flux = {str(number): PlannedLayer(3072, 3072, 64) for number in range(266)}
+    every = {path: dataclasses.replace(layer, rank=3072) for path, layer in flux.items()}
+    assert bases_bytes({"transformer": flux}) < 0.25e9 < 9e9 < bases_bytes({"transformer": every})
+    work = {rank: _work(PlannedLayer(3072, 3072, rank)) for rank in (16, 64, 256)}
+    assert sorted(work.values()) == list(work.values())
 
 
 def test_lora_is_counted_as_peft_makes_it(bare: Path) -> None:

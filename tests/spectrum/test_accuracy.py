@@ -196,3 +196,22 @@ def test_probes_of_other_vectors_are_named(value: float) -> None:
     basis = stored(MATRICES["wide"])
     with pytest.raises(ValueError, match="probes"):
         check_numbers(replace(basis, probes=torch.full((4, basis.rank), value)))
+
+
+@pytest.mark.parametrize("name", ["flat", "tall", "wide", "small values", "large values"])
+def test_leading_triplets_are_right_alone_and_not_with_one_missing(name: str) -> None:
+    matrix = MATRICES[name]
+    every = stored(matrix)
+    right = every.truncated(6)
+    assert not right.is_complete
+    check_numbers(right)
+    check_belongs(right, matrix)
+    kept = torch.tensor([0, 1, 3, 4, 5, 6])
+    gap = Basis(every.u[kept], every.v[kept], every.sigma[kept], is_complete=False)
+    check_numbers(gap)
+    with pytest.raises(ValueError, match="missing singular value"):
+        check_belongs(gap, matrix)
+    with pytest.raises(ValueError, match="share of the weight missing"):
+        check_belongs(replace(right, is_complete=True), matrix)
+    with pytest.raises(ValueError, match="residual"):
+        check_belongs(replace(right, sigma=right.sigma * 1.01), matrix)
