@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from svfit_diffusion.adapters.layers import ShiftedLayer
+from svfit_diffusion.adapters.rows import RowOwners
 from svfit_diffusion.errors import StateError
 from svfit_diffusion.spectrum.linear import factored_linear, merged_linear
 from svfit_diffusion.spectrum.one_sided import OneSidedBasis, is_small, one_sided
+from svfit_diffusion.spectrum.rows import project_rows
 from svfit_diffusion.spectrum.shift import (
     factored_shift,
     merging_is_cheaper,
@@ -23,19 +25,27 @@ class LiveProjection:
     """`W' x + b` with `W' = W + U diag(Σ wₐ δₐ) Vᵀ`, of shifts that may change between two calls.
 
     `W'` is used factored or merged, whichever costs less for the shapes at hand
-    (`shift.merging_is_cheaper`). The layer keeps its own weight.
+    (`shift.merging_is_cheaper`). The layer keeps its own weight. Where adapters have rows of their
+    own, each acts on these alone, and the factored way takes one product for all.
 
     Args:
         shifted: the layer.
         weights: of the active adapters, by name.
+        owners: whose rows are whose, if each has its own.
 
     Attributes:
         paused: whether it is the layer itself for a while.
     """
 
-    def __init__(self, shifted: ShiftedLayer, weights: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        shifted: ShiftedLayer,
+        weights: Mapping[str, float],
+        owners: RowOwners | None = None,
+    ) -> None:
         self._shifted = shifted
         self._active = shifted.active(weights)
+        self._owners = owners
         self._one_sided: OneSidedBasis | None = None
         self.paused = False
         self._place_basis()
@@ -71,10 +81,15 @@ class LiveProjection:
         refuse_absent_weight(self._shifted.layer.weight)
         self._place_basis()
 
-    def shift(self) -> Tensor:
-        """The combined shift `(r,)` of the active adapters, float32, on the layer's device."""
+    def shift(self, rows: int) -> Tensor:
+        """The shift for a batch of so many rows, float32, on the layer's device: `(r,)`, combined of
+        the active adapters, or `(parts, r)` of those that own equal parts of the rows.
+        """
         device = self._shifted.layer.weight.device
-        return pad_sum([(weight, delta.to(device)) for weight, delta in self._active])
+        if self._owners is None:
+            return pad_sum([(weight, delta.to(device)) for weight, delta in self._active])
+        deltas = self._shifted.deltas
+        return torch.stack([deltas[name].to(device) for name in self._owners.parts(rows)])
 
     def forward(self, x: Tensor) -> Tensor:
         """`W' x + b`, shaped as the layer would."""
@@ -84,25 +99,31 @@ class LiveProjection:
             return shifted.project(x, weight, bias)
         if self._place != (weight.device, weight.dtype):
             self._follow_move()
-        delta, merges = self.shift(), self._merges(x)
+        delta = self.shift(len(x))
+        parts, merges = delta.numel() // delta.shape[-1], self._merges(x, delta)
         if self._one_sided is not None:
             linear = merged_linear if merges else factored_linear
             return linear(x, weight, bias, self._one_sided, delta)
         if merges:
-            return shifted.project(x, shifted_weight(weight, shifted.basis, delta), bias)
+            each = delta.view(parts, -1)
+            weights = [shifted_weight(weight, shifted.basis, own) for own in each]
+            if parts == 1:
+                return shifted.project(x, weights[0], bias)
+            return project_rows(shifted.project, x, weights, bias)
+        if delta.dim() == 2:
+            delta = delta.repeat_interleave(len(x) // parts, 0)
         change = factored_shift(shifted.project, x, shifted.basis, delta, weight.shape[1:])
         return shifted.project(x, weight, bias) + change
 
-    def _merges(self, x: Tensor) -> bool:
+    def _merges(self, x: Tensor, delta: Tensor) -> bool:
         shifted, weight = self._shifted, self._shifted.layer.weight
         if not shifted.factorises:
             return True
-        d_out = weight.shape[0]
-        rank = max(delta.numel() for _, delta in self._active)
+        d_out, rank = weight.shape[0], delta.shape[-1]
         derives = self._one_sided is not None and self._one_sided.head > 0
-        return merging_is_cheaper(
-            shifted.positions(x), d_out, weight.numel() // d_out, rank, derives
-        )
+        # A part has a `W'` of its own, for the tokens of its rows alone.
+        tokens = shifted.positions(x) * rank // delta.numel()
+        return merging_is_cheaper(tokens, d_out, weight.numel() // d_out, rank, derives)
 
 
 def refuse_absent_weight(weight: Tensor) -> None:
