@@ -16,10 +16,13 @@
     ├── BatchError           a batch does not fit the adapters given per prompt
     ├── DivergedError        training has left the finite numbers
     ├── LostProcessError     another process of a training has ended
+    ├── SubjectsError        some of several subjects could not be trained
     └── StoppedError         a training was stopped before it had learned anything
 
 Each is also the built-in exception that a caller who does not know us would expect.
 """
+
+from collections.abc import Mapping
 
 
 class SVFitError(Exception):
@@ -92,6 +95,20 @@ class DivergedError(SVFitError, ArithmeticError):
 
 class LostProcessError(SVFitError, RuntimeError):
     """Another process of a training has ended, without which this one cannot go on."""
+
+
+class SubjectsError(SVFitError, RuntimeError):
+    """Some of several subjects could not be trained; the others are.
+
+    Attributes:
+        failures: why, by name of the subject.
+    """
+
+    def __init__(self, failures: Mapping[str, Exception], total: int) -> None:
+        reasons = [f"{name}: {error}" for name, error in failures.items()]
+        title = f"{len(failures)} of {total} subjects could not be trained"
+        super().__init__(listed(title, reasons, limit=100))
+        self.failures = dict(failures)
 
 
 class StoppedError(SVFitError, RuntimeError):

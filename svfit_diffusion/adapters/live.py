@@ -82,8 +82,8 @@ class LiveProjection:
         self._place_basis()
 
     def shift(self, rows: int) -> Tensor:
-        """The shift for a batch of so many rows, float32, on the layer's device: `(r,)`, combined of
-        the active adapters, or `(parts, r)` of those that own equal parts of the rows.
+        """The shift for a batch of so many rows, float32, on the layer's device: `(r,)` of the
+        active adapters together, or `(parts, r)` of those that own equal parts of the rows.
         """
         device = self._shifted.layer.weight.device
         if self._owners is None:

@@ -57,8 +57,8 @@ def merged_linear(
         weight: `(d_out, d_in)`, frozen.
         bias: `(d_out,)`, frozen.
         basis: at least r triplets.
-        delta: `(r,)` float32, or `(parts, r)` as in `factored_linear`; the parts' `W'` are built one
-            after the other.
+        delta: `(r,)` float32, or `(parts, r)` as in `factored_linear`; the `W'` of parts are built
+            one after the other.
     """
     if delta.dim() == 1:
         return _in_one_precision(_Merged, x, delta, weight, bias, basis)
@@ -204,7 +204,9 @@ def _scaled(coefficients: Tensor, scale: Tensor) -> Tensor:
 
 
 def _summed(gz: Tensor, z: Tensor, delta: Tensor) -> Tensor:
-    """`Σ_n gz z`, by columns, shaped as δ, in its precision: the gradient in δ, the head's times σ."""
+    """The gradient in δ, as δ is shaped, the head's times σ: `Σ_n gz z`, by columns, in float32 at
+    least.
+    """
     precise = delta.dtype
     return torch.linalg.vecdot(
         _parted(gz.to(precise), delta), _parted(z.to(precise), delta), dim=-2

@@ -140,8 +140,8 @@ def draw_shares(
 
 
 def draw_batches(shares: Sequence[Share]) -> list[Batch]:
-    """The examples of all shares, one share after the other, and their conditions, which are encoded
-    together where they are not kept.
+    """The examples of all shares, one share after the other, and their conditions, which are
+    encoded together where they are not kept.
     """
     examples = [example for share in shares for example in share.examples()]
     return make_batches(examples, Conditions.cat(_conditions(shares)))

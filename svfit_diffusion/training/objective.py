@@ -106,7 +106,8 @@ def losses_in_one_pass(
         count = len(own[0].draws)
         means = [part.mean() for part in each[start : start + len(own) * count].split(count)]
         if objective.base_prior:
-            means.append(torch.stack([distances[row] for row in range(start, start + count)]).mean())
+            rows = range(start, start + count)
+            means.append(torch.stack([distances[row] for row in rows]).mean())
         losses.append((means[0], torch.stack(means[1:]).sum() if len(means) > 1 else None))
         start += len(own) * count
     return losses
@@ -116,7 +117,8 @@ def _of_instances(
     objectives: Sequence[Objective], shares: Sequence[Sequence[Share]]
 ) -> dict[int, Objective]:
     """Which examples are photos of subjects that have a prior of the base, and whose."""
-    found, start = {}, 0
+    found: dict[int, Objective] = {}
+    start = 0
     for objective, own in zip(objectives, shares, strict=True):
         if objective.base_prior:
             found |= dict.fromkeys(range(start, start + len(own[0].draws)), objective)

@@ -9,28 +9,25 @@
         trainer.save(Path(trainer.config.output_dir))
 
 A basis belongs to the base, so the frozen layers, and the products with the singular vectors, are
-those of one run with as many rows. All else is each subject's own: its draws, which are functions of
-its seed and step, its loss, clipping, optimizer, budget, averages and number of steps. Its adapter is
-therefore the one that it would have got alone, but for the order in which sums are taken.
+those of one run with as many rows. All else is each subject's own: its draws, which are functions
+of its seed and step, its loss, clipping, optimizer, budget, averages and number of steps. Its
+adapter is therefore the one that it would have got alone, but for the order of sums.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from svfit_diffusion.errors import ConfigError, DivergedError, StateError
+from svfit_diffusion.errors import DivergedError, StateError
 from svfit_diffusion.training.accelerators import make_accelerator
+from svfit_diffusion.training.agreement import check_common
 from svfit_diffusion.training.config import TrainingConfig
-from svfit_diffusion.training.fields import COMMON_TO_A_PASS
 from svfit_diffusion.training.objective import losses_in_one_pass
 from svfit_diffusion.training.stage import Stage
 from svfit_diffusion.training.step import StepRecord, accumulate
 from svfit_diffusion.training.trainer import Trainer
-
-logger = logging.getLogger(__name__)
 
 
 class SharedPass:
@@ -46,6 +43,7 @@ class SharedPass:
         ConfigError: settings that do not fit this machine or this base model.
 
     Attributes:
+        accelerator: where the pass is computed.
         trainers: those that have joined and not left, by name.
         failures: why some of them are trained no more; their shifts are those of the step before.
     """
@@ -55,8 +53,9 @@ class SharedPass:
     ) -> None:
         self._config = config
         self._show_progress = show_progress
+        self.accelerator = make_accelerator(config)
         self._stage = Stage(
-            config, make_accelerator(config), pipe, several=True, show_progress=show_progress
+            config, self.accelerator, pipe, several=True, show_progress=show_progress
         )
         self.trainers: dict[str, Trainer] = {}
         self.failures: dict[str, DivergedError] = {}
@@ -72,13 +71,7 @@ class SharedPass:
             ConfigError: a setting differs that all have in common, or as `Trainer`.
             DataError, TargetError, AdapterNameError: as `Trainer`; the others are as they were.
         """
-        for setting in sorted(COMMON_TO_A_PASS):
-            own, common = getattr(config, setting), getattr(self._config, setting)
-            if own != common:
-                raise ConfigError(
-                    f"{setting} is {own!r} for {name!r} and {common!r} for those that it is "
-                    f"trained with in one pass, which must be the same"
-                )
+        check_common(name, vars(config), vars(self._config))
         trainer = Trainer(
             config,
             make_accelerator(config),
@@ -123,7 +116,6 @@ class SharedPass:
                     instance, prior, trainer.pruner, trainer.average
                 )
             except DivergedError as error:
-                logger.warning("%s is trained no more: %s", name, error)
                 self.failures[name] = error
         return records
 

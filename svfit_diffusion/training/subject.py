@@ -115,7 +115,7 @@ class Subject:
             yield
 
     def withdraw(self) -> None:
-        """Take the adapter off again, for a pipeline that someone else goes on using. Idempotent."""
+        """Take the adapter off again, for whoever goes on using the pipeline. Idempotent."""
         for injection in self.injections.values():
             if self.name in injection.adapter_names:
                 injection.remove_adapter(self.name)

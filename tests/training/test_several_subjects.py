@@ -92,7 +92,7 @@ def test_each_is_trained_as_alone(changes: dict[str, Any], tmp_path: Path) -> No
     records = list(shared.steps())
     for name, trainer in shared.trainers.items():
         want, have = shifts(expected[name]), shifts(trainer)
-        print(name, float((want-have).norm()/want.norm()), float(want.norm()))
+        print(name, float((want - have).norm() / want.norm()), float(want.norm()))
     for name in NAMES:
         own = [record for owner, record in records if owner == name]
         assert [record.step for record in own] == list(range(1, configs[name].max_train_steps + 1))
