@@ -118,7 +118,7 @@ class RowOwners:
             raise BatchError(
                 f"the model gets {len(self._rows)} rows and one of its layers {rows}: it folds "
                 f"frames or tokens into rows, so its layers cannot tell several subjects apart; "
-                f"train them one at a time"
+                f"train them one at a time (subjects_at_once=1)"
             )
         return list(self._rows[:: math.gcd(*runs)])
 
