@@ -16,7 +16,14 @@ from svfit_diffusion.adapters.rows import RowOwners
 
 @pytest.mark.parametrize(
     ("rows", "parts"),
-    [("a", "a"), ("aab", "aab"), ("aabb", "ab"), ("aabbbb", "abb"), ("aaabbb", "ab"), ("abab", "abab")],
+    [
+        ("a", "a"),
+        ("aab", "aab"),
+        ("aabb", "ab"),
+        ("aabbbb", "abb"),
+        ("aaabbb", "ab"),
+        ("abab", "abab"),
+    ],
 )
 def test_parts_are_as_large_as_can_be(rows: str, parts: str) -> None:
     owners = RowOwners()

@@ -106,7 +106,7 @@ def test_each_is_trained_as_alone(changes: dict[str, Any], tmp_path: Path) -> No
         assert own == list(range(1, (config.max_train_steps or 0) + 1))
         assert_alike(shifts(shared.trainers[name]), expected[name])
         if "budget" in changes:
-            assert shared.trainers[name].adapter().parameter_count <= 11_520
+            assert 0 < int(shifts(shared.trainers[name]).count_nonzero()) <= 70
     # Unlike each other, or there would be little to tell apart.
     assert (expected["rex"] - expected["mia"]).norm() > 0.1 * expected["mia"].norm()
 
