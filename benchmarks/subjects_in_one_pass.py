@@ -1,6 +1,6 @@
 """Several subjects in one pass against as many runs one after the other: time and memory.
 
-    python -m benchmarks.subjects_in_one_pass                   # Toybox, and SD 1.5's shape at 256 px
+    python -m benchmarks.subjects_in_one_pass           # Toybox, and SD 1.5's shape at 256 px
     python -m benchmarks.subjects_in_one_pass --device cuda --resolution 512
 
 Time is that of a step of all subjects, by one pass and by their own trainers in turn, in rounds of
