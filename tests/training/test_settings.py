@@ -104,7 +104,7 @@ def test_what_the_machine_lacks_is_said_before_the_model_loads(
     def load(*_: Any) -> None:
         raise AssertionError("loaded")
 
-    monkeypatch.setattr(preparation, "load_base", load)
+    monkeypatch.setattr(stage, "load_base", load)
     monkeypatch.setattr(machine, "get_available_trackers", list)
     monkeypatch.setattr(machine, "is_xformers_available", lambda: False)
     monkeypatch.setattr(machine, "get_token", lambda: None)

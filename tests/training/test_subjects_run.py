@@ -194,7 +194,7 @@ REX = "{name: rex, instance_data_dir: a}"
         ("- {name: rex}", r"entry 1 \(rex\): --instance_data_dir is missing"),
         (
             "- {name: rex, instance_data_dir: a, learning_rat: 1}",
-            r"entry 1 \(rex\) has no setting of a training in 'learning_rat'; did you mean learning_r",
+            r"entry 1 \(rex\) has no setting of a training in 'learning_rat'; did you mean lea",
         ),
         (
             "- {name: rex, instance_data_dir: a, learning_rate: fast}",
