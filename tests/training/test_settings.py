@@ -16,7 +16,7 @@ from PIL import Image
 from svfit_diffusion.errors import ConfigError
 from svfit_diffusion.families import NoiseSettings
 from svfit_diffusion.families.diffusion import Diffusion
-from svfit_diffusion.training import Trainer, TrainingConfig, machine, preparation
+from svfit_diffusion.training import Trainer, TrainingConfig, machine, stage
 from svfit_diffusion.training.agreement import rate_advice
 from svfit_diffusion.training.arguments import parse_args
 from svfit_diffusion.training.optimization import OptimizerSettings, make_optimizer
