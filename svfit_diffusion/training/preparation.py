@@ -79,6 +79,7 @@ class Preparation:
         photos = found.photos
         self.accelerator = accelerator or make_accelerator(config)
         self._show_progress = show_progress and self.accelerator.is_local_main_process
+        self._whose = f"{name}: " if stage else ""
         self._say(str(found))
         if advice := rate_advice(config.optimizer, config.learning_rate):
             self._say(f"Note: {advice}")
@@ -118,7 +119,7 @@ class Preparation:
 
     def _say(self, what: str) -> None:
         if self._show_progress:
-            print(what, flush=True)
+            print(f"{self._whose}{what}", flush=True)
 
     @property
     def global_batch(self) -> int:

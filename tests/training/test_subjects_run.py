@@ -71,7 +71,9 @@ def test_each_is_kept_as_alone_and_an_empty_folder_is_named(
     (photos / "nobody").mkdir()
     with pytest.raises(SubjectsError, match=r"1 of 4 subjects .*\n  nobody: .*holds no images"):
         run_command([*words, "--subjects_at_once=2", "--validation_prompt=a cat"])
-    assert "nobody is not trained" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "nobody is not trained" in said
+    assert "tom: 2 photos found" in said
     for name in COLOURS:
         own = tmp_path / "out" / name
         written = {path.name for path in own.iterdir()}
