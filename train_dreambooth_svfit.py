@@ -12,14 +12,13 @@ from __future__ import annotations
 import sys
 
 from svfit_diffusion.errors import SVFitError
-from svfit_diffusion.training.arguments import parse_args
-from svfit_diffusion.training.run import train
+from svfit_diffusion.training.command import run_command
 
 
 def main() -> None:
     """Train as the command line says; errors a user can mend are one message, not a trace."""
     try:
-        train(parse_args(description=__doc__ or ""))
+        run_command(description=__doc__ or "")
     except (SVFitError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     except KeyboardInterrupt:  # the second, or before there is anything to keep

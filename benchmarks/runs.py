@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from svfit_diffusion.training import Trainer
-from svfit_diffusion.training.batches import draw_batches
+from svfit_diffusion.training.batches import draw_batches, draw_shares
 
 _SEED = 1234
 
@@ -29,7 +29,8 @@ def fixed_loss(trainer: Trainer, timesteps: int = 10) -> float:
     with trainer.generating():
         for index in range(timesteps):
             at = [index * len(positions) + position for position in positions]
-            for batch in draw_batches([photo_set], objective.process, _SEED, at):
+            shares = draw_shares([photo_set], objective.process, _SEED, at)
+            for batch in draw_batches(shares):
                 same = torch.full_like(batch.time, round((index + 0.5) / timesteps * total))
                 batch = dataclasses.replace(batch, time=same)
                 losses.append(objective.batch_losses(batch).cpu())

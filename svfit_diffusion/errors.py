@@ -17,10 +17,13 @@
     ├── DivergedError        training has left the finite numbers
     ├── LostProcessError     another process of a training has ended
     ├── PackageError         another package is missing, too old or in the way
+    ├── SubjectsError        some of several subjects could not be trained
     └── StoppedError         a training was stopped before it had learned anything
 
 Each is also the built-in exception that a caller who does not know us would expect.
 """
+
+from collections.abc import Mapping
 
 
 class SVFitError(Exception):
@@ -97,6 +100,20 @@ class LostProcessError(SVFitError, RuntimeError):
 
 class PackageError(SVFitError, ImportError):
     """Another package is missing, too old or in the way."""
+
+
+class SubjectsError(SVFitError, RuntimeError):
+    """Some of several subjects could not be trained; the others are.
+
+    Attributes:
+        failures: why, by name of the subject.
+    """
+
+    def __init__(self, failures: Mapping[str, Exception], total: int) -> None:
+        reasons = [f"{name}: {error}" for name, error in failures.items()]
+        title = f"{len(failures)} of {total} subjects could not be trained"
+        super().__init__(listed(title, reasons, limit=100))
+        self.failures = dict(failures)
 
 
 class StoppedError(SVFitError, RuntimeError):

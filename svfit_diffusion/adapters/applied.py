@@ -15,7 +15,7 @@ from svfit_diffusion.adapters.layers import Shiftable, ShiftedLayer
 from svfit_diffusion.adapters.live import LiveProjection
 from svfit_diffusion.adapters.mixing import Mix, RowProjection
 from svfit_diffusion.adapters.patches import Patches
-from svfit_diffusion.adapters.rows import RowLayout
+from svfit_diffusion.adapters.rows import RowLayout, RowOwners
 from svfit_diffusion.adapters.targets import fused_projections
 from svfit_diffusion.adapters.weights import (
     Exchange,
@@ -35,6 +35,7 @@ class Change:
     Attributes:
         applied: of the model.
         weights: of the adapters that will act.
+        owners: whose rows are whose, if each acts on rows of its own.
         exchanges: the weights to put in place.
         fused: modules that diffusers has fused others into, and their new weights.
         live: projections to put under the model.
@@ -42,6 +43,7 @@ class Change:
 
     applied: Applied
     weights: Mapping[str, float]
+    owners: RowOwners | None
     exchanges: list[Exchange]
     fused: list[tuple[nn.Module, nn.Parameter]]
     live: dict[str, LiveProjection]
@@ -61,6 +63,7 @@ class Applied:
         self._places: dict[str, WeightPlace] = {}
         self._patches = Patches(model)
         self._weights: Mapping[str, float] = {}
+        self._owners: RowOwners | None = None
 
     def own_weight(self, path: str, layer: Shiftable) -> Tensor:
         """A layer's own weight, whether or not another is in its place.
@@ -114,12 +117,18 @@ class Applied:
 
     @torch.no_grad()
     def prepare(
-        self, weights: Mapping[str, float], *, fused: bool = False, for_good: bool = False
+        self,
+        weights: Mapping[str, float],
+        *,
+        owners: RowOwners | None = None,
+        fused: bool = False,
+        for_good: bool = False,
     ) -> Change:
         """Compute all that it takes to let exactly these adapters act. Nothing is changed yet.
 
         Args:
             weights: of adapters, by name.
+            owners: whose rows are whose, if each is to act on rows of its own in training.
             fused: shifts in training become weights, too.
             for_good: layers that none of them shifts get their own weights back in any case.
 
@@ -138,8 +147,8 @@ class Applied:
             elif (exchange := give_back(place, for_good=for_good)) is not None:
                 exchanges[path] = exchange
         copies = list(self._fused(exchanges))
-        projections = self._live(live, weights)
-        return Change(self, weights, list(exchanges.values()), copies, projections)
+        projections = self._live(live, weights, owners)
+        return Change(self, weights, owners, list(exchanges.values()), copies, projections)
 
     def _fused(self, exchanges: Mapping[str, Exchange]) -> Iterator[tuple[nn.Module, nn.Parameter]]:
         """What diffusers has fused must follow its parts."""
@@ -177,7 +186,7 @@ class Applied:
             if not (projection := RowProjection(shifted, mixes, layout)).shifts_nothing
         }
         self._patches.check(projections, self._modules())
-        base, weights = self.prepare({}), self._weights
+        base, weights, owners = self.prepare({}), self._weights, self._owners
         # To be put back without computing it anew.
         held = [Exchange(e.place, e.place.current) for e in base.exchanges]
         fused = [(module, module.get_parameter("weight")) for module, _ in base.fused]
@@ -194,11 +203,8 @@ class Applied:
                     now = exchange.place.current
                     exchange.weight.data = exchange.weight.data.to(now.device, now.dtype)
                 commit(held, fused)
-                self.finish(
-                    Change(
-                        self, weights, held, fused, self._live(self._live_paths(weights), weights)
-                    )
-                )
+                live = self._live(self._live_paths(weights), weights, owners)
+                self.finish(Change(self, weights, owners, held, fused, live))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -217,16 +223,16 @@ class Applied:
         return [path for path, shifted in self._layers.items() if shifted.is_live(weights)]
 
     def _live(
-        self, paths: Iterable[str], weights: Mapping[str, float]
+        self, paths: Iterable[str], weights: Mapping[str, float], owners: RowOwners | None
     ) -> dict[str, LiveProjection]:
-        return {path: LiveProjection(self._layers[path], weights) for path in paths}
+        return {path: LiveProjection(self._layers[path], weights, owners) for path in paths}
 
     def _modules(self) -> dict[str, nn.Module]:
         return {path: shifted.layer for path, shifted in self._layers.items()}
 
     def finish(self, change: Change) -> None:
         """Do what is left of a change once its weights are in place."""
-        self._weights = dict(change.weights)
+        self._weights, self._owners = dict(change.weights), change.owners
         self._patches.put(change.live, self._modules(), None)
         if change.exchanges:
             # diffusers' own step after weights were exchanged: offloading keeps references.

@@ -73,6 +73,19 @@ def inject(
     return injection
 
 
+def inject_beside(model: nn.Module, other: str, adapter_name: str) -> None:
+    """Put a new adapter with δ = 0 on a model, of the layers and ranks of another that is in
+    training there, whose basis it shares; it does not act yet.
+
+    Raises:
+        AdapterNameError: the name is taken, or there is no such other.
+        StateError: adapters are fused, or given per prompt at the moment.
+    """
+    injection = Injection.of(model)
+    zeros = {path: torch.zeros_like(d) for path, d in injection.sigma_parameters(other)}
+    injection.add_adapter(adapter_name, zeros, {}, {}, trainable=True)
+
+
 def withdraw(injection: Injection, adapter_name: str) -> None:
     """Take back an adapter that was added, but failed to act."""
     try:

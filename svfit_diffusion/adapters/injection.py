@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from svfit_diffusion.adapters.applied import Applied, Change, make
 from svfit_diffusion.adapters.mixing import Mix
 from svfit_diffusion.adapters.registry import Registry
-from svfit_diffusion.adapters.rows import RowLayout
+from svfit_diffusion.adapters.rows import RowLayout, RowOwners
 from svfit_diffusion.adapters.selection import Selection, check_known
 from svfit_diffusion.adapters.targets import shiftable_layers
 from svfit_diffusion.errors import AdapterNameError, StateError
@@ -124,7 +124,10 @@ class Injection(Registry):
     @torch.inference_mode(False)
     def _prepared(self, selection: Selection, *, for_good: bool = False) -> Change:
         return self.applied.prepare(
-            selection.effective, fused=selection.is_fused, for_good=for_good
+            selection.effective,
+            owners=selection.owners,
+            fused=selection.is_fused,
+            for_good=for_good,
         )
 
     def select(self, selection: Selection) -> None:
@@ -132,15 +135,19 @@ class Injection(Registry):
         make([self.prepare(selection)])
         self.selection = selection
 
-    def set_active(self, weights: Mapping[str, float]) -> None:
+    def set_active(self, weights: Mapping[str, float], owners: RowOwners | None = None) -> None:
         """Make exactly these adapters active, each times its weight; 0 is the base model.
+
+        Args:
+            weights: by name.
+            owners: in training, whose rows are whose: each then acts on its own alone.
 
         Raises:
             AdapterNameError: one of them is unknown.
             StateError: adapters are fused, or given per prompt at the moment.
         """
         self.selection.refuse_change("change the active adapters")
-        self.select(replace(self.selection, weights=dict(weights)))
+        self.select(replace(self.selection, weights=dict(weights), owners=owners))
 
     def set_enabled(self, enabled: bool) -> None:
         """Switch all shifts off or on again, keeping the active adapters.

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from svfit_diffusion.adapters.layers import ShiftedLayer
+from svfit_diffusion.adapters.rows import RowOwners
 from svfit_diffusion.errors import StateError
 from svfit_diffusion.spectrum.linear import factored_linear, merged_linear
 from svfit_diffusion.spectrum.one_sided import OneSidedBasis, is_small, one_sided
+from svfit_diffusion.spectrum.rows import project_rows
 from svfit_diffusion.spectrum.shift import (
     factored_shift,
     merging_is_cheaper,
@@ -23,7 +25,8 @@ class ShiftedProjection:
     """`W' x + b` with `W' = W + U diag(δ) Vᵀ` of one layer, by any shift, with its gradients.
 
     `W'` is used factored or merged, whichever costs less for the shapes at hand
-    (`shift.merging_is_cheaper`). The layer keeps its own weight.
+    (`shift.merging_is_cheaper`). The layer keeps its own weight. Where equal parts of the rows have
+    shifts of their own, the factored way takes one product for all.
 
     Args:
         shifted: the layer; its basis is brought to where the weight lies.
@@ -66,30 +69,37 @@ class ShiftedProjection:
 
         Args:
             x: layer input.
-            delta: `(r,)` float32, on the layer's device, of at most the basis's rank.
+            delta: `(r,)` float32, on the layer's device, of at most the basis's rank; or
+                `(parts, r)`, one for each of so many equal parts of the rows.
         """
         shifted, layer = self._shifted, self._shifted.layer
         weight, bias = layer.weight, layer.bias
         if self._place != (weight.device, weight.dtype):
             self._follow_move()
-        merges = self._merges(x, delta.numel())
+        parts, merges = delta.numel() // delta.shape[-1], self._merges(x, delta)
         if self._one_sided is not None:
             linear = merged_linear if merges else factored_linear
             return linear(x, weight, bias, self._one_sided, delta)
         if merges:
-            return shifted.project(x, shifted_weight(weight, shifted.basis, delta), bias)
+            each = delta.view(parts, -1)
+            weights = [shifted_weight(weight, shifted.basis, own) for own in each]
+            if parts == 1:
+                return shifted.project(x, weights[0], bias)
+            return project_rows(shifted.project, x, weights, bias)
+        if delta.dim() == 2:
+            delta = delta.repeat_interleave(len(x) // parts, 0)
         change = factored_shift(shifted.project, x, shifted.basis, delta, weight.shape[1:])
         return shifted.project(x, weight, bias) + change
 
-    def _merges(self, x: Tensor, rank: int) -> bool:
+    def _merges(self, x: Tensor, delta: Tensor) -> bool:
         shifted, weight = self._shifted, self._shifted.layer.weight
         if not shifted.factorises:
             return True
-        d_out = weight.shape[0]
+        d_out, rank = weight.shape[0], delta.shape[-1]
         derives = self._one_sided is not None and self._one_sided.head > 0
-        return merging_is_cheaper(
-            shifted.positions(x), d_out, weight.numel() // d_out, rank, derives
-        )
+        # A part has a `W'` of its own, for the tokens of its rows alone.
+        tokens = shifted.positions(x) * rank // delta.numel()
+        return merging_is_cheaper(tokens, d_out, weight.numel() // d_out, rank, derives)
 
 
 class LiveProjection:
@@ -98,14 +108,21 @@ class LiveProjection:
     Args:
         shifted: the layer.
         weights: of the active adapters, by name.
+        owners: whose rows are whose, if each has its own.
 
     Attributes:
         paused: whether it is the layer itself for a while.
     """
 
-    def __init__(self, shifted: ShiftedLayer, weights: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        shifted: ShiftedLayer,
+        weights: Mapping[str, float],
+        owners: RowOwners | None = None,
+    ) -> None:
         self._shifted = shifted
         self._active = shifted.active(weights)
+        self._owners = owners
         self._projection = ShiftedProjection(shifted)
         self.paused = False
 
@@ -118,17 +135,22 @@ class LiveProjection:
         """Be the layer from now on: someone may keep a wrapped processor or forward of ours."""
         self._active = []
 
-    def shift(self) -> Tensor:
-        """The combined shift `(r,)` of the active adapters, float32, on the layer's device."""
+    def shift(self, rows: int) -> Tensor:
+        """The shift for a batch of so many rows, float32, on the layer's device: `(r,)` of the
+        active adapters together, or `(parts, r)` of those that own equal parts of the rows.
+        """
         device = self._shifted.layer.weight.device
-        return pad_sum([(weight, delta.to(device)) for weight, delta in self._active])
+        if self._owners is None:
+            return pad_sum([(weight, delta.to(device)) for weight, delta in self._active])
+        deltas = self._shifted.deltas
+        return torch.stack([deltas[name].to(device) for name in self._owners.parts(rows)])
 
     def forward(self, x: Tensor) -> Tensor:
         """`W' x + b`, shaped as the layer would."""
         layer = self._shifted.layer
         if self.paused or not self._active:
             return self._shifted.project(x, layer.weight, layer.bias)
-        return self._projection.forward(x, self.shift())
+        return self._projection.forward(x, self.shift(len(x)))
 
 
 def refuse_absent_weight(weight: Tensor) -> None:

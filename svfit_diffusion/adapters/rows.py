@@ -1,8 +1,12 @@
-"""Which rows of a batch belong to which prompt."""
+"""Which rows of a batch belong to which prompt, or to which adapter in training."""
 
 from __future__ import annotations
 
+import math
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -71,6 +75,52 @@ class RowLayout:
                 f"list of {self._prompts} prompts (and as many negative prompts, if any) and the "
                 f"num_images_per_prompt given to svfit_adapters_per_prompt()"
             )
+
+
+class RowOwners:
+    """Which adapter a row of a batch belongs to, while several are trained in one pass.
+
+    Attributes:
+        names: of the adapters in training.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._rows: tuple[str, ...] = ()
+
+    @contextmanager
+    def given(self, rows: Sequence[str]) -> Iterator[None]:
+        """While within, models are called with rows of these adapters, in this order."""
+        before, self._rows = self._rows, tuple(rows)
+        try:
+            yield
+        finally:
+            self._rows = before
+
+    def again(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """`context_fn` of `torch.utils.checkpoint`: what is computed again is of the same rows."""
+        return nullcontext(), self.given(self._rows)
+
+    def parts(self, rows: int) -> list[str]:
+        """The owners of the equal parts, as large as can be, of a batch of so many rows.
+
+        Raises:
+            StateError: models are called outside of `given`.
+            BatchError: a layer gets other rows than its model did, and they are not all of one.
+        """
+        if not self._rows:
+            raise StateError(
+                "several adapters are in training, each for rows of its own, and nobody has said "
+                "whose rows these are; draw inside of their trainer's generating()"
+            )
+        runs = [len(list(run)) for _, run in groupby(self._rows)]
+        if len(runs) > 1 and rows != len(self._rows):
+            raise BatchError(
+                f"the model gets {len(self._rows)} rows and one of its layers {rows}: it folds "
+                f"frames or tokens into rows, so its layers cannot tell several subjects apart; "
+                f"train them one at a time (subjects_at_once=1)"
+            )
+        return list(self._rows[:: math.gcd(*runs)])
 
 
 def _rows(value: Any) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
+from svfit_diffusion.adapters.rows import RowOwners
 from svfit_diffusion.errors import AdapterNameError, StateError
 
 
@@ -17,12 +18,14 @@ class Selection:
         enabled: whether they act at all.
         fused: what multiplies their weights while they are fused; None while they are not.
         mixing: whether they are given per prompt at the moment.
+        owners: whose rows are whose, where each acts on rows of its own while it is trained.
     """
 
     weights: dict[str, float] = field(default_factory=dict)
     enabled: bool = True
     fused: float | None = None
     mixing: bool = False
+    owners: RowOwners | None = None
 
     @property
     def effective(self) -> dict[str, float]:

@@ -30,6 +30,8 @@ def _settings() -> list[Any]:
     fields = TrainingConfig.__dataclass_fields__
     helps = {name: field.metadata["help"] for name, field in fields.items()}
     helps["config"] = "YAML file of settings."
+    helps["subjects"] = "YAML list of subjects, or a folder of folders of photos."
+    helps["subjects_at_once"] = "How many of them to train in one pass."
 
     def settings() -> None: ...
 
@@ -47,8 +49,7 @@ def _settings() -> list[Any]:
 
 
 def train(context: typer.Context) -> None:
-    """Teach a base model a subject from a few photos."""
-    from svfit_diffusion.training.arguments import parse_args
-    from svfit_diffusion.training.run import train
+    """Teach a base model a subject from a few photos, or several subjects in one pass."""
+    from svfit_diffusion.training.command import run_command
 
-    train(parse_args(context.args, description=_DESCRIPTION, prog="svfit train"))
+    run_command(context.args, description=_DESCRIPTION, prog="svfit train")

@@ -3,7 +3,7 @@
 Both ways compute `y = (W + U diag(δ) Vᵀ) x + b` (SVFit, arXiv 2409.05926, section 3) and the
 gradients in `x` and `δ`. Beside frozen tensors they keep one: `x`, which neighbours keep too, or
 the coefficients of the singular vectors; autograd would keep float32 copies of the basis as well.
-`shift.merging_is_cheaper` tells which way costs less.
+`shift.merging_is_cheaper` tells which way costs less. Equal parts of a batch may have a shift each.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def factored_linear(
         x: `(…, d_in)`.
         weight: `(d_out, d_in)`, frozen.
         bias: `(d_out,)`, frozen.
-        basis: at least `delta.numel()` triplets; its vectors are cast to the layer's precision.
-        delta: `(r,)` float32.
+        basis: at least r triplets; its vectors are cast to the layer's precision.
+        delta: `(r,)` float32, or `(parts, r)` of as many equal parts of the batch, in order.
     """
     function = _FromInput if inputs_are_shorter(*weight.shape) else _FromOutput
     return _in_one_precision(function, x, delta, weight, bias, basis)
@@ -56,10 +56,18 @@ def merged_linear(
         x: `(…, d_in)`.
         weight: `(d_out, d_in)`, frozen.
         bias: `(d_out,)`, frozen.
-        basis: at least `delta.numel()` triplets.
-        delta: `(r,)` float32.
+        basis: at least r triplets.
+        delta: `(r,)` float32, or `(parts, r)` as in `factored_linear`; the `W'` of parts are built
+            one after the other.
     """
-    return _in_one_precision(_Merged, x, delta, weight, bias, basis)
+    if delta.dim() == 1:
+        return _in_one_precision(_Merged, x, delta, weight, bias, basis)
+    parts = x.reshape(len(delta), -1, x.shape[-1])
+    outputs = [
+        merged_linear(part, weight, bias, basis, own)
+        for part, own in zip(parts, delta, strict=True)
+    ]
+    return torch.stack(outputs).view(*x.shape[:-1], -1)
 
 
 def _in_one_precision(
@@ -71,7 +79,7 @@ def _in_one_precision(
     basis: OneSidedBasis,
 ) -> Tensor:
     """Apply an autograd function with the casts that autocast would make of a linear layer."""
-    basis = basis.truncated(delta.numel())
+    basis = basis.truncated(delta.shape[-1])
     vectors = basis.near, basis.far, basis.inverse
     device = x.device.type
     if torch.is_autocast_enabled(device):
@@ -102,7 +110,7 @@ class _FromInput(torch.autograd.Function):
         ctx.keeps_input = len(far) < len(near) and near.shape[1] < _WIDE
         kept = x if ctx.keeps_input else z
         ctx.save_for_backward(kept, delta, weight, near, far, inverse)
-        moved, rest = _spread(x, z * (delta * inverse), vectors, far)
+        moved, rest = _spread(x, _scaled(z, delta * inverse), vectors, far)
         y = linear(moved, weight, bias)
         return y if rest is None else y.add_(rest.view_as(y))
 
@@ -115,10 +123,10 @@ class _FromInput(torch.autograd.Function):
         g = _rows(gradient)
         gx = multiply(g, weight)
         gz = _gather(gx, g, near, far)
-        delta_gradient = _summed(gz, z, inverse)
+        delta_gradient = _summed(gz, z, delta) * inverse
         if not ctx.needs_input_grad[0]:
             return None, delta_gradient, *[None] * 5
-        gx += multiply((gz * (delta * inverse)).to(gx.dtype), near)
+        gx += multiply(_scaled(gz, delta * inverse).to(gx.dtype), near)
         return gx.view(*gradient.shape[:-1], weight.shape[1]), delta_gradient, *[None] * 5
 
 
@@ -142,7 +150,7 @@ class _FromOutput(torch.autograd.Function):
         unbiased = _rows(y if bias is None else y - bias)
         z = _gather(unbiased, _rows(x), vectors, far)
         ctx.save_for_backward(z, delta, weight, near, far, inverse)
-        return y.add_(multiply((z * (delta * inverse)).to(y.dtype), vectors).view_as(y))
+        return y.add_(multiply(_scaled(z, delta * inverse).to(y.dtype), vectors).view_as(y))
 
     @staticmethod
     @once_differentiable
@@ -150,10 +158,10 @@ class _FromOutput(torch.autograd.Function):
         z, delta, weight, near, far, inverse = ctx.saved_tensors
         near = near.to(z.dtype)
         gz = multiply_transposed(_rows(gradient), near)
-        delta_gradient = _summed(gz, z, inverse)
+        delta_gradient = _summed(gz, z, delta) * inverse
         if not ctx.needs_input_grad[0]:
             return None, delta_gradient, *[None] * 5
-        moved, rest = _spread(gradient, gz * (delta * inverse), near, far)
+        moved, rest = _spread(gradient, _scaled(gz, delta * inverse), near, far)
         gx = multiply(_rows(moved), weight)
         if rest is not None:
             gx += rest
@@ -190,10 +198,24 @@ def _spread(
     return near_side, rest
 
 
-def _summed(gz: Tensor, z: Tensor, inverse: Tensor) -> Tensor:
-    """The gradient in δ: `Σ_n gz z`, by columns, in float32 at least; the head's over σ."""
-    precise = inverse.dtype
-    return torch.linalg.vecdot(gz.to(precise), z.to(precise), dim=0) * inverse
+def _scaled(coefficients: Tensor, scale: Tensor) -> Tensor:
+    """Coefficients `(N, r)` times a scale `(r,)`, or `(parts, r)` for equal parts of the N."""
+    return (_parted(coefficients, scale) * scale.unsqueeze(-2)).reshape(coefficients.shape)
+
+
+def _summed(gz: Tensor, z: Tensor, delta: Tensor) -> Tensor:
+    """The gradient in δ, as δ is shaped, the head's times σ: `Σ_n gz z`, by columns, in float32 at
+    least.
+    """
+    precise = delta.dtype
+    return torch.linalg.vecdot(
+        _parted(gz.to(precise), delta), _parted(z.to(precise), delta), dim=-2
+    )
+
+
+def _parted(coefficients: Tensor, like: Tensor) -> Tensor:
+    """`(N, r)` as `(parts, N / parts, r)` where `like` is `(parts, r)`."""
+    return coefficients.reshape(*like.shape[:-1], -1, like.shape[-1])
 
 
 class _Merged(torch.autograd.Function):

@@ -61,12 +61,14 @@ def factored_rows(
 def project_rows(
     project: Project, x: Tensor, weights: Sequence[Tensor], bias: Tensor | None
 ) -> Tensor:
-    """A projection with a weight of its own in every row; shapes as in `factored_rows`."""
+    """A projection with a weight of its own in every row, or in each of as many equal parts of the
+    rows as there are weights; shapes as in `factored_rows`.
+    """
     if weights[0].dim() == 2:
         tokens = x.reshape(len(weights), -1, x.shape[-1])
         stacked = torch.stack([*weights]).mT
         y = torch.bmm(tokens, stacked) if bias is None else torch.baddbmm(bias, tokens, stacked)
         return y.reshape(*x.shape[:-1], -1)
     # Measured as fast as one grouped convolution or faster, and right for any padding and groups.
-    rows = [project(row, weight, bias) for row, weight in zip(x.split(1), weights, strict=True)]
-    return torch.cat(rows)
+    parts = x.chunk(len(weights))
+    return torch.cat([project(p, weight, bias) for p, weight in zip(parts, weights, strict=True)])

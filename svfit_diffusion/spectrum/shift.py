@@ -78,15 +78,15 @@ def factored_shift(
     Args:
         project: the layer's own map, so that strides and padding are the layer's.
         x: layer input.
-        basis: at least `delta.numel()` triplets.
-        delta: `(r,)` float32.
+        basis: at least r triplets.
+        delta: `(r,)` float32; under a convolution also `(rows, r)`, a shift for each row of `x`.
         kernel: the weight's shape past `out`: `(in,)` or `(in, *kernel)`.
     """
-    rank = delta.numel()
+    rank = delta.shape[-1]
     basis = basis.truncated(rank).to(x.device, x.dtype)
     spatial = len(kernel) - 1
     z = project(x, basis.v.reshape(rank, *kernel), None)
-    scaled = (z * delta.reshape(-1, *[1] * spatial)).to(z.dtype)
+    scaled = (z * delta.reshape(*delta.shape, *[1] * spatial)).to(z.dtype)
     # Back along the channels: a matrix product for tokens, a 1×1 convolution for maps.
     u = basis.u.mT
     if not spatial:

@@ -10,6 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from svfit_diffusion.errors import ConfigError
+from svfit_diffusion.training.fields import COMMON_TO_A_PASS
 
 _LEAST_RATE = 1e-3
 _PRODIGY_RATES = (0.1, 10.0)  # a factor on the rate that it finds
@@ -41,6 +42,22 @@ def check_together(settings: Mapping[str, Any]) -> None:
             validate_repo_id(settings["hub_model_id"])
         except HFValidationError as error:
             raise ConfigError(f"hub_model_id is no name of a repository: {error}") from None
+
+
+def check_common(name: str, own: Mapping[str, Any], common: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` if a subject differs from those of its pass in what is common to them.
+
+    Args:
+        name: of the subject.
+        own: its settings, by name.
+        common: those of the others.
+    """
+    for setting in sorted(COMMON_TO_A_PASS):
+        if own[setting] != common[setting]:
+            raise ConfigError(
+                f"subject {name!r} has {setting} {own[setting]!r}, the others of its pass "
+                f"{common[setting]!r}: give it once for all, or train the subject by itself"
+            )
 
 
 def rate_advice(optimizer: str, rate: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,29 @@ from svfit_diffusion.errors import ConfigError
 from svfit_diffusion.files.atomic import write_atomically
 from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.flags import FlagParser
+from svfit_diffusion.training.subject_list import SubjectList, check_apart, read_entries
 
 SETTINGS_NAME = "training_config.yaml"
 _REQUIRED = ("pretrained_model_name_or_path", "instance_data_dir")
+AT_ONCE = 8
+"""How many subjects are trained in one pass, unless it is said how many."""
 _NOT_REPEATED = ("hub_token", "resume_from_checkpoint", "overwrite")
 
 
 def parse_args(
     arguments: Sequence[str] | None = None, description: str = "", prog: str | None = None
 ) -> TrainingConfig:
-    """The settings on a command line, and in the file that it names by `--config`.
+    """The settings of one subject on a command line; arguments and errors as `parse_command`."""
+    asked = parse_command(arguments, description, prog)
+    if isinstance(asked, SubjectList):
+        raise ConfigError("--subjects names several subjects, expected one: leave it out")
+    return asked
+
+
+def parse_command(
+    arguments: Sequence[str] | None = None, description: str = "", prog: str | None = None
+) -> TrainingConfig | SubjectList:
+    """The settings on a command line, and in files that it names by `--config` and `--subjects`.
 
     Args:
         arguments: the words of it; those of this process if not given.
@@ -32,19 +46,57 @@ def parse_args(
         prog: name of the command.
 
     Raises:
-        ConfigError: one is wrong or misspelt, or a required one is missing.
+        ConfigError: one is wrong or misspelt, a required one is missing, or subjects get in each
+            other's way.
     """
     parser = _parser(description, prog)
     words = list(sys.argv[1:] if arguments is None else arguments)
     values = parser.values(words)
     if values.config:
-        values = parser.values([*_words_in(Path(values.config), parser), *words])
+        words = [*_words_in(Path(values.config), parser), *words]
+        values = parser.values(words)
+    if values.subjects is None:
+        return _config(values)
+    if values.subjects_at_once < 1:
+        raise ConfigError(f"subjects_at_once must be at least 1, got {values.subjects_at_once}")
+    configs = _configs(Path(values.subjects), Path(values.output_dir), words, parser)
+    return SubjectList(configs, values.subjects_at_once)
+
+
+def _config(values: Namespace) -> TrainingConfig:
+    """The settings of one subject, all that is required among them."""
     names = [field.name for field in dataclasses.fields(TrainingConfig)]
     config = TrainingConfig(**{name: getattr(values, name) for name in names})
     for name in _REQUIRED:
         if not getattr(config, name):
             raise ConfigError(f"--{name} is missing; see --help")
     return config
+
+
+def _configs(
+    path: Path, output: Path, words: Sequence[str], parser: FlagParser
+) -> dict[str, TrainingConfig]:
+    """The settings of each of several subjects, by name.
+
+    Args:
+        path: where they are listed.
+        output: the folder for theirs.
+        words: of the command line, which they have in common.
+        parser: of it.
+    """
+    configs = {}
+    for entry in read_entries(path):
+        own = {"output_dir": str(output / entry.name), **entry.settings}
+        try:
+            theirs = [*_words_of(own, entry.where, parser)]
+            configs[entry.name] = _config(parser.values([*words, *theirs]))
+        except ConfigError as error:
+            said = str(error)
+            raise ConfigError(
+                said if said.startswith(entry.where) else f"{entry.where}: {said}"
+            ) from None
+    check_apart(configs)
+    return configs
 
 
 def write_settings(
@@ -79,6 +131,19 @@ def _parser(description: str, prog: str | None) -> FlagParser:
         help=f"YAML file of settings by name, such as the {SETTINGS_NAME} that each run leaves "
         f"beside its adapter; flags go before it.",
     )
+    parser.add_argument(
+        "--subjects",
+        metavar="FILE",
+        help="Train several subjects on one base: a YAML list with a name, instance_data_dir, "
+        "instance_prompt and what else differs for each, or a folder with a folder of photos for "
+        "each. Theirs go into folders of output_dir.",
+    )
+    parser.add_argument(
+        "--subjects_at_once",
+        type=int,
+        default=AT_ONCE,
+        help="How many of them to train in one pass; train_batch_size is of each.",
+    )
     # A switch of three positions: on, off, and as the base model is.
     parser.add_argument(
         "--train_text_encoder",
@@ -105,19 +170,24 @@ def _words_in(path: Path, parser: FlagParser) -> Iterator[str]:
         raise ConfigError(f"cannot read the settings in {path}: {error}") from None
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} should hold a line `name: value` for each setting")
+    yield from _words_of(settings, str(path), parser)
+
+
+def _words_of(settings: Mapping[str, Any], where: str, parser: FlagParser) -> Iterator[str]:
+    """Settings that were read, by name, as words of a command line."""
     for name, value in settings.items():
         if name not in TrainingConfig.__dataclass_fields__:
             near = parser.nearest(str(name))
             hint = f"; did you mean {near}?" if near else ""
-            raise ConfigError(f"{path} has no setting of a training in {name!r}{hint}")
+            raise ConfigError(f"{where} has no setting of a training in {name!r}{hint}")
         if value is not None and value != []:
-            yield from _words(name, value, path)
+            yield from _words(name, value, where)
 
 
-def _words(name: str, value: Any, path: Path) -> list[str]:
+def _words(name: str, value: Any, where: str) -> list[str]:
     values = value if isinstance(value, list) else [value]
     if not all(isinstance(one, str | int | float) for one in values):
-        raise ConfigError(f"{path} has {name}: {value!r}, expected a text, number or list of them")
+        raise ConfigError(f"{where} has {name}: {value!r}, expected a text, number or list of them")
     if isinstance(value, list):
         return [f"--{name}", *map(str, value)]
     return [f"--{name}={value}"]

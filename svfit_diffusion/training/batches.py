@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from svfit_diffusion.families import Conditions, NoiseProcess, PhotoSize
-from svfit_diffusion.training.photo_set import Latent, PhotoSet
+from svfit_diffusion.training.draws import Draw
+from svfit_diffusion.training.photo_set import Latent, PhotoSet, encoded_once
+from svfit_diffusion.training.subject import Subject, rows_belong_to
 
 
 @dataclass(frozen=True)
@@ -89,23 +91,75 @@ def _masks(latents: Sequence[Latent]) -> Tensor | None:
     return torch.stack([ones if latent.mask is None else latent.mask for latent in latents])
 
 
-def draw_batches(
-    photo_sets: Sequence[PhotoSet], process: NoiseProcess, seed: int, positions: Sequence[int]
-) -> list[Batch]:
-    """The examples at `positions` of every set's stream, one set after the other.
+@dataclass(frozen=True)
+class Share:
+    """What a subject draws from one set of its photos.
+
+    Attributes:
+        photo_set: the set.
+        process: draws noise and times.
+        draws: which photos.
+        subject: whose they are; None where no adapter is in training.
+    """
+
+    photo_set: PhotoSet
+    process: NoiseProcess
+    draws: list[Draw]
+    subject: Subject | None
+
+    def examples(self) -> list[Example]:
+        """The photos drawn, with the noise that follows in their draws."""
+        examples = []
+        for draw in self.draws:
+            latent = self.photo_set.latent(draw)
+            noise, time = self.process.draw(latent.values, draw.generator)
+            examples.append(Example(latent, noise, time))
+        return examples
+
+
+def draw_shares(
+    photo_sets: Sequence[PhotoSet],
+    process: NoiseProcess,
+    seed: int,
+    positions: Sequence[int],
+    subject: Subject | None = None,
+) -> list[Share]:
+    """What a subject draws at `positions` of the stream of each of its sets.
 
     Args:
         photo_sets: instance photos, and class images if there are any.
         process: draws noise and times.
         seed: the run's seed.
         positions: 0, 1, 2, …
+        subject: whose they are, if its adapter is in training.
     """
-    examples, conditions = [], []
-    for photo_set in photo_sets:
-        draws = [photo_set.draw(seed, position) for position in positions]
-        for draw in draws:
-            latent = photo_set.latent(draw)
-            noise, time = process.draw(latent.values, draw.generator)
-            examples.append(Example(latent, noise, time))
-        conditions.append(photo_set.conditions(draws))
-    return make_batches(examples, Conditions.cat(conditions))
+    return [
+        Share(photo_set, process, [photo_set.draw(seed, p) for p in positions], subject)
+        for photo_set in photo_sets
+    ]
+
+
+def draw_batches(shares: Sequence[Share]) -> list[Batch]:
+    """The examples of all shares, one share after the other, and their conditions, which are
+    encoded together where they are not kept.
+    """
+    examples = [example for share in shares for example in share.examples()]
+    return make_batches(examples, Conditions.cat(_conditions(shares)))
+
+
+def _conditions(shares: Sequence[Share]) -> list[Conditions]:
+    if shares[0].photo_set.keeps_conditions:
+        return [share.photo_set.conditions(share.draws) for share in shares]
+    asked = [(s.subject, prompt) for s in shares for prompt in s.photo_set.prompts(s.draws)]
+
+    def encode(different: list[tuple[Subject | None, str]]) -> Conditions:
+        with rows_belong_to([subject for subject, _ in different]):
+            return shares[0].photo_set.family.encode_prompts([prompt for _, prompt in different])
+
+    told = encoded_once(asked, encode)
+    parts, start = [], 0
+    for share in shares:
+        end = start + len(share.draws)
+        parts.append(share.photo_set.conditions(share.draws, told.select(range(start, end))))
+        start = end
+    return parts

@@ -41,6 +41,35 @@ FREE_WHEN_RESUMED = frozenset(
 )
 """Settings that may change when a run is resumed: they do not decide what it computes."""
 
+COMMON_TO_A_PASS = frozenset(
+    {
+        "pretrained_model_name_or_path",
+        "revision",
+        "variant",
+        "single_file_config",
+        "rank",
+        "target",
+        "train_text_encoder",
+        "resolution",
+        "mask_background_weight",
+        "cache_latents",
+        "pre_compute_text_embeddings",
+        "offload",
+        "gradient_accumulation_steps",
+        "snr_gamma",
+        "noise_offset",
+        "weighting_scheme",
+        "logit_mean",
+        "logit_std",
+        "mode_scale",
+        "mixed_precision",
+        "gradient_checkpointing",
+        "allow_tf32",
+        "enable_xformers_memory_efficient_attention",
+    }
+)
+"""Settings that subjects which are trained in one pass must share."""
+
 _AT_LEAST_ONE = frozenset(
     {
         "budget",

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from svfit_diffusion.adapters.rows import RowOwners
 from svfit_diffusion.families import Family
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -14,7 +18,11 @@ PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def freeze(
-    family: Family, trained_encoders: Sequence[str], precision: str, checkpointing: bool
+    family: Family,
+    trained_encoders: Sequence[str],
+    precision: str,
+    checkpointing: bool,
+    owners: RowOwners | None = None,
 ) -> None:
     """Freeze and cast the models of a family's pipeline, and have them recompute if wanted.
 
@@ -23,6 +31,7 @@ def freeze(
         trained_encoders: components whose shifts are trained beside the denoiser's.
         precision: `no`, `fp16` or `bf16`.
         checkpointing: whether they keep little for the backward pass and compute again.
+        owners: whose rows are whose, which holds when they compute again, too.
     """
     if precision in PRECISIONS:
         family.pipe.to(PRECISIONS[precision])
@@ -32,8 +41,11 @@ def freeze(
     if checkpointing or family.needs_training_mode:
         family.model.train()
     if checkpointing:
-        family.model.enable_gradient_checkpointing()
+        how: dict[str, Any] = {"use_reentrant": False}
+        if owners:
+            how["context_fn"] = owners.again
+        family.model.enable_gradient_checkpointing(partial(checkpoint, **how))
         for name in trained_encoders:
             encoder = getattr(family.pipe, name)
-            encoder.gradient_checkpointing_enable({"use_reentrant": False})
+            encoder.gradient_checkpointing_enable(how)
             encoder.train()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from svfit_diffusion.training.draws import Draw, draw_example
 from svfit_diffusion.training.photos import Photo
 
 _CENTRE = (0.5, 0.5)
+_Asked = TypeVar("_Asked", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class PhotoSet:
     ) -> None:
         self.photos = photos
         self._places = [i for i, photo in enumerate(photos) for _ in range(photo.repeats)]
-        self._family = family
+        self.family = family
         self._framing = framing
         self._stream = stream
         self._empty = proportion_empty_prompts
@@ -93,7 +96,7 @@ class PhotoSet:
         """Encode every prompt."""
         prompts = {photo.prompt for photo in self.photos} | ({""} if self._empty else set())
         for prompt in tqdm(sorted(prompts), desc="Encoding prompts", disable=not show_progress):
-            self._conditions[prompt] = self._family.encode_prompts([prompt])
+            self._conditions[prompt] = self.family.encode_prompts([prompt])
 
     def draw(self, seed: int, position: int) -> Draw:
         """The example at `position` of this set's stream."""
@@ -105,7 +108,7 @@ class PhotoSet:
         kept, size = self._kept(draw)
         noise = torch.randn(kept["mean"].shape, generator=draw.generator)
         raw = kept["mean"] + kept["std"] * noise
-        values = self._family.scale_latents(raw[None])[0]
+        values = self.family.scale_latents(raw[None])[0]
         mask = kept.get("mask")
         if mask is not None:
             mask = F.interpolate(mask[None], values.shape[-2:], mode="area")[0]
@@ -119,24 +122,35 @@ class PhotoSet:
             return kept, self._sizes[draw.index, flip]
         return self._encode(draw.index, flip, _CENTRE if self._framing.center_crop else draw.crop)
 
-    def conditions(self, draws: list[Draw]) -> Conditions:
-        """What the denoiser is told of the photos drawn."""
-        prompts = ["" if d.drop < self._empty else self.photos[d.index].prompt for d in draws]
-        return self._told(prompts).with_references(self._references(draws))
+    def prompts(self, draws: list[Draw]) -> list[str]:
+        """The prompts of the photos drawn; empty where they are left out."""
+        return ["" if d.drop < self._empty else self.photos[d.index].prompt for d in draws]
 
-    def _told(self, prompts: list[str]) -> Conditions:
+    @property
+    def keeps_conditions(self) -> bool:
+        """Whether prompts have been encoded once for all."""
+        return bool(self._conditions)
+
+    def conditions(self, draws: list[Draw], told: Conditions | None = None) -> Conditions:
+        """What the denoiser is told of the photos drawn.
+
+        Args:
+            draws: which.
+            told: of their prompts, if these have been encoded for the purpose.
+        """
+        prompts = self.prompts(draws)
         if self._conditions:
-            return Conditions.cat([self._conditions[prompt] for prompt in prompts])
-        different = list(dict.fromkeys(prompts))
-        encoded = self._family.encode_prompts(different)
-        return encoded.select([different.index(prompt) for prompt in prompts])
+            told = Conditions.cat([self._conditions[prompt] for prompt in prompts])
+        elif told is None:
+            told = encoded_once(prompts, self.family.encode_prompts)
+        return told.with_references(self._references(draws))
 
     def _references(self, draws: list[Draw]) -> list[Tensor] | None:
         """Latents of the images to edit, cut as their photos."""
         if self.photos[0].reference_path is None:
             return None
         kept = [self._kept(draw)[0]["reference"] for draw in draws]
-        return [self._family.scale_latents(raw[None])[0] for raw in kept]
+        return [self.family.scale_latents(raw[None])[0] for raw in kept]
 
     def _encode(
         self, index: int, flip: bool, at: tuple[float, float]
@@ -144,16 +158,24 @@ class PhotoSet:
         """Mean and deviation of a photo's raw latent, its mask in pixels, and how it was cut."""
         photo, target = self.photos[index], self._framing.sizes[index]
         pixels, size = cut(photo.image, target, at)
-        mean, std = self._family.encode_photo((pixels.flip(-1) if flip else pixels)[None])
+        mean, std = self.family.encode_photo((pixels.flip(-1) if flip else pixels)[None])
         tensors = {"mean": mean[0].float(), "std": std[0].float()}
         if (picture := photo.mask) is not None:
             mask = (cut(picture, target, at)[0] + 1) / 2
             tensors["mask"] = mask.flip(-1) if flip else mask
         if (shown := photo.reference) is not None:
             other = cut(shown, target, at)[0]
-            mode, _ = self._family.encode_photo((other.flip(-1) if flip else other)[None])
+            mode, _ = self.family.encode_photo((other.flip(-1) if flip else other)[None])
             tensors["reference"] = mode[0].float()
         return tensors, size
+
+
+def encoded_once(
+    asked: Sequence[_Asked], encode: Callable[[list[_Asked]], Conditions]
+) -> Conditions:
+    """The conditions of all that is asked, each of them encoded once."""
+    different = list(dict.fromkeys(asked))
+    return encode(different).select([different.index(one) for one in asked])
 
 
 def photo_sets(

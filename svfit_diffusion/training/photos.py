@@ -103,17 +103,27 @@ def find_photos(folder: Path, prompt: str) -> FoundPhotos:
         DataError: no such folder, no image in it, an image or caption that cannot be read, or an
             image with neither caption nor prompt.
     """
+    files, left_out = photo_files(folder)
+    captions = read_captions(folder, [file.path for file in files])
+    own = kohya_name(folder.resolve().name)
+    return FoundPhotos(
+        read_photos(files, captions, prompt.strip() or (own[1] if own else "")), left_out, captions
+    )
+
+
+def photo_files(folder: Path) -> tuple[list[PhotoFile], list[LeftOut]]:
+    """The files of a folder of photos, and what is left out.
+
+    Raises:
+        DataError: there is no such folder, or no image in it.
+    """
     if not folder.is_dir():
         raise DataError(f"there is no image folder {str(folder)!r}")
     files, left_out = look_into(folder)
     if not files:
         others = f"; left out: {_some([str(one) for one in left_out])}" if left_out else ""
         raise DataError(f"folder {str(folder)!r} holds no images{others}")
-    captions = read_captions(folder, [file.path for file in files])
-    own = kohya_name(folder.resolve().name)
-    return FoundPhotos(
-        read_photos(files, captions, prompt.strip() or (own[1] if own else "")), left_out, captions
-    )
+    return files, left_out
 
 
 def load_photos(folder: Path, prompt: str) -> list[Photo]:

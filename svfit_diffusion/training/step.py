@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
+from torch import Tensor
 
 from svfit_diffusion.errors import DivergedError
 from svfit_diffusion.training.budget import Pruner
-from svfit_diffusion.training.objective import Objective
+from svfit_diffusion.training.objective import Losses, Objective
 from svfit_diffusion.training.optimization import average_gradients
 from svfit_diffusion.training.processes import together
 from svfit_diffusion.training.subject import Subject
@@ -72,6 +74,9 @@ class Stepper:
         lr_scheduler: of the optimizer's rates.
 
     Attributes:
+        settings: as given.
+        accelerator: as given.
+        objective: as given.
         step: optimizer steps done.
     """
 
@@ -84,18 +89,31 @@ class Stepper:
         optimizer: Any,
         lr_scheduler: Any,
     ) -> None:
-        self._settings = settings
-        self._accelerator = accelerator
-        self._objective = objective
+        self.settings = settings
+        self.accelerator = accelerator
+        self.objective = objective
         self._subject = subject
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self.step = 0
 
     def next(self, pruner: Pruner | None, average: EMAModel | None) -> StepRecord:
-        """Make a step.
+        """Make a step, with an own pass; raises and arguments as `take`."""
+        ((instance, prior),) = accumulate([self], lambda at: [self.objective.losses(at[0])])
+        return self.take(instance, prior, pruner, average)
+
+    def take(
+        self,
+        instance: float,
+        prior: float | None,
+        pruner: Pruner | None,
+        average: EMAModel | None,
+    ) -> StepRecord:
+        """Make a step by the gradients that are there.
 
         Args:
+            instance: loss on the subject's photos.
+            prior: loss that keeps the class, unweighted.
             pruner: prunes after it.
             average: follows it.
 
@@ -103,8 +121,7 @@ class Stepper:
             DivergedError: the loss is not finite; the shifts are those of the step before.
         """
         optimizer = self._optimizer
-        instance, prior = self._accumulate()
-        total = instance + self._settings.prior_loss_weight * (prior or 0.0)
+        total = instance + self.settings.prior_loss_weight * (prior or 0.0)
         learning_rate = float(optimizer.param_groups[0]["lr"])
         if not math.isfinite(total):
             optimizer.zero_grad()
@@ -113,8 +130,8 @@ class Stepper:
                 f"(now {learning_rate:g}), or use bf16 or no mixed precision"
             )
         parameters = self._subject.parameters()
-        average_gradients(self._accelerator, parameters)
-        self._accelerator.clip_grad_norm_(parameters, self._settings.max_grad_norm)
+        average_gradients(self.accelerator, parameters)
+        self.accelerator.clip_grad_norm_(parameters, self.settings.max_grad_norm)
         optimizer.step()
         self.step += 1
         if not optimizer.step_was_skipped:  # else the gradients are not finite
@@ -128,7 +145,7 @@ class Stepper:
         optimizer.zero_grad()
         return StepRecord(
             step=self.step,
-            total_steps=self._settings.total_steps,
+            total_steps=self.settings.total_steps,
             loss=total,
             instance_loss=instance,
             prior_loss=prior,
@@ -136,27 +153,50 @@ class Stepper:
             sigma_drift=self._subject.drift(),
         )
 
-    def _accumulate(self) -> tuple[float, float | None]:
-        """Gradients of a step, and its losses on the subject and on the class."""
-        settings, accelerator = self._settings, self._accelerator
-        sums = torch.zeros(2)
-        keeps_class = False
-        for accumulated in range(settings.accumulation):
-            with accelerator.autocast():
-                instance, prior = self._objective.losses(self._positions(accumulated))
-            keeps_class = prior is not None
-            loss = instance if prior is None else instance + settings.prior_loss_weight * prior
-            accelerator.backward(loss / settings.accumulation)
-            for i, part in enumerate((instance, prior)):
-                if part is not None:
-                    sums[i] += part.detach().cpu() / settings.accumulation
-        with together(accelerator):
-            first, second = accelerator.reduce(sums.to(accelerator.device), "mean").tolist()
-        return first, second if keeps_class else None
-
-    def _positions(self, accumulated: int) -> list[int]:
-        """Where this process's batch lies in the stream of examples."""
-        batch, accelerator = self._settings.batch_size, self._accelerator
-        batches = self.step * self._settings.accumulation + accumulated
+    def positions(self, accumulated: int) -> list[int]:
+        """Where this process's batch lies in the stream of examples, in a forward pass of the next
+        step.
+        """
+        batch, accelerator = self.settings.batch_size, self.accelerator
+        batches = self.step * self.settings.accumulation + accumulated
         start = (batches * accelerator.num_processes + accelerator.process_index) * batch
         return list(range(start, start + batch))
+
+    def weighed(self, losses: Losses) -> Tensor:
+        """What is minimised in a forward pass, as gradients are taken of it."""
+        instance, prior = losses
+        loss = instance if prior is None else instance + self.settings.prior_loss_weight * prior
+        loss = loss / self.settings.accumulation
+        scaler = self.accelerator.scaler
+        return loss if scaler is None else scaler.scale(loss)
+
+
+def accumulate(
+    steppers: Sequence[Stepper], losses: Callable[[list[list[int]]], list[Losses]]
+) -> list[tuple[float, float | None]]:
+    """The gradients of a step of several runs, each in its own shifts, and their losses on the
+    subject and on the class.
+
+    Since no shift is in two of the losses, one backward pass through their sum gives each its own.
+
+    Args:
+        steppers: of the runs; they accumulate alike.
+        losses: gives those of a forward pass, at positions of each one's stream of examples.
+    """
+    accelerator, accumulation = steppers[0].accelerator, steppers[0].settings.accumulation
+    sums = torch.zeros(len(steppers), 2, device=accelerator.device)
+    keep_class = [False] * len(steppers)
+    for accumulated in range(accumulation):
+        with accelerator.autocast():
+            each = losses([stepper.positions(accumulated) for stepper in steppers])
+        keep_class = [prior is not None for _, prior in each]
+        weighed = [s.weighed(own) for s, own in zip(steppers, each, strict=True)]
+        torch.stack(weighed).sum().backward()
+        parts = [torch.stack([i, torch.zeros_like(i) if p is None else p]) for i, p in each]
+        sums += torch.stack(parts).detach().to(sums) / accumulation
+    with together(accelerator):
+        found = accelerator.reduce(sums, "mean").tolist()
+    return [
+        (instance, prior if keeps else None)
+        for (instance, prior), keeps in zip(found, keep_class, strict=True)
+    ]

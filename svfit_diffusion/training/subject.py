@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,20 +11,24 @@ from torch import nn
 
 from svfit_diffusion.adapters import components
 from svfit_diffusion.adapters.config import SVFitConfig
-from svfit_diffusion.adapters.inject import inject
+from svfit_diffusion.adapters.inject import inject, inject_beside
 from svfit_diffusion.adapters.injection import Injection
+from svfit_diffusion.adapters.rows import RowOwners
 from svfit_diffusion.errors import AdapterNameError
 
 ADAPTER_NAME = "subject"
 
 
 class Subject:
-    """An adapter named `"subject"`, put on with δ = 0.
+    """An adapter, put on with δ = 0.
 
     Args:
         models: what it shifts, by component.
         config: rank and targets.
         show_progress: show a progress bar while singular values are computed.
+        name: of the adapter.
+        owners: whose rows are whose, if others are trained in the same pass; they have the same
+            rank and targets, and share what is kept of the basis.
 
     Raises:
         AdapterNameError: one of that name is there already.
@@ -32,22 +36,38 @@ class Subject:
 
     Attributes:
         models: as given.
+        name: as given.
+        owners: as given.
     """
 
     def __init__(
-        self, models: dict[str, nn.Module], config: SVFitConfig, *, show_progress: bool
+        self,
+        models: dict[str, nn.Module],
+        config: SVFitConfig,
+        *,
+        show_progress: bool,
+        name: str = ADAPTER_NAME,
+        owners: RowOwners | None = None,
     ) -> None:
-        if ADAPTER_NAME in components.adapter_names(models):
+        if name in components.adapter_names(models):
             raise AdapterNameError(
-                f"the pipeline carries an adapter {ADAPTER_NAME!r} already; delete it first"
+                f"the pipeline carries an adapter {name!r} already; delete it first"
             )
         self.models = models
+        self.name = name
+        self.owners = owners
+        others = owners.names if owners else []
         try:
             for model in models.values():
-                inject(model, config, ADAPTER_NAME, show_progress=show_progress)
+                if others:
+                    inject_beside(model, others[0], name)
+                else:
+                    inject(model, config, name, show_progress=show_progress)
         except BaseException:
             self.withdraw()
             raise
+        if owners:
+            owners.names.append(name)
         self._sigma_norm = self._initial_sigma_norm()
 
     @property
@@ -58,7 +78,7 @@ class Subject:
     @property
     def fingerprints(self) -> dict[str, str]:
         """Of the base's weights under all layers in training, per component."""
-        return {c: i.fingerprint(ADAPTER_NAME) for c, i in self.injections.items()}
+        return {c: i.fingerprint(self.name) for c, i in self.injections.items()}
 
     def parameters(self, component: str | None = None) -> list[nn.Parameter]:
         """Every trained shift, or those of one component."""
@@ -66,14 +86,25 @@ class Subject:
             parameter
             for name, injection in self.injections.items()
             if component in (None, name)
-            for _, parameter in injection.sigma_parameters(ADAPTER_NAME)
+            for _, parameter in injection.sigma_parameters(self.name)
         ]
 
     def set_trainable(self, trainable: bool) -> None:
-        """Train the shifts, or draw with them at the base's cost."""
+        """Train the shifts, beside those of others if there are any, or draw with them alone at the
+        base's cost.
+        """
         for injection in self.injections.values():
+            if self.owners is None:
+                injection.set_enabled(True)
+                injection.set_trainable(self.name, trainable)
+                continue
+            for _, parameter in injection.sigma_parameters(self.name):
+                parameter.requires_grad_(trainable)
+            if trainable:
+                injection.set_active(dict.fromkeys(self.owners.names, 1.0), self.owners)
+            else:
+                injection.set_active({self.name: 1.0})
             injection.set_enabled(True)
-            injection.set_trainable(ADAPTER_NAME, trainable)
 
     @contextlib.contextmanager
     def absent(self) -> Iterator[None]:
@@ -84,21 +115,38 @@ class Subject:
             yield
 
     def withdraw(self) -> None:
-        """Take the adapter off again, for a pipeline that someone else goes on using."""
+        """Take the adapter off again, for whoever goes on using the pipeline. Idempotent."""
         for injection in self.injections.values():
-            if ADAPTER_NAME in injection.adapter_names:
-                injection.remove_adapter(ADAPTER_NAME)
+            if self.name in injection.adapter_names:
+                injection.remove_adapter(self.name)
+        if self.owners and self.name in self.owners.names:
+            self.owners.names.remove(self.name)
 
     def drift(self) -> float:
         """`‖δ‖ / ‖σ⁰‖` over all trained singular values."""
         norms: Any = torch._foreach_norm([p.detach() for p in self.parameters()])
-        return float(torch.stack([norm.cpu() for norm in norms]).norm()) / self._sigma_norm
+        # Together to where the first is, so that a GPU is waited for once.
+        here = [norm.to(norms[0].device) for norm in norms]
+        return float(torch.stack(here).norm()) / self._sigma_norm
 
     def _initial_sigma_norm(self) -> float:
         squares = [
-            shifted.basis.sigma[: shifted.deltas[ADAPTER_NAME].numel()].double().square().sum()
+            shifted.basis.sigma[: shifted.deltas[self.name].numel()].double().square().sum()
             for injection in self.injections.values()
             for shifted in injection.layers.values()
-            if ADAPTER_NAME in shifted.deltas
+            if self.name in shifted.deltas
         ]
         return float(torch.stack([square.cpu() for square in squares]).sum().sqrt())
+
+
+@contextlib.contextmanager
+def rows_belong_to(subjects: Sequence[Subject | None]) -> Iterator[None]:
+    """While within, models are called with a row of each of these subjects, in this order; nothing
+    is done where none is trained beside others.
+    """
+    first = subjects[0]
+    if first is None or first.owners is None:
+        yield
+        return
+    with first.owners.given([subject.name for subject in subjects if subject]):
+        yield

@@ -29,6 +29,7 @@ from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.metadata import adapter_metadata
 from svfit_diffusion.training.optimization import make_optimizer
 from svfit_diffusion.training.preparation import Preparation
+from svfit_diffusion.training.stage import Stage
 from svfit_diffusion.training.step import Stepper, StepRecord, StepSettings
 from svfit_diffusion.training.subject import ADAPTER_NAME
 
@@ -43,15 +44,18 @@ class Trainer:
         config: its settings.
         accelerator: where it runs; made from the settings if not given.
         pipe: the base pipeline, float32, loaded from the settings if not given. Training puts an
-            adapter named `"subject"` on it, freezes it, and moves and casts it as configured.
+            adapter on it, freezes it, and moves and casts it as configured.
         show_progress: show progress bars of the preparation.
+        stage: in place of a pipeline, one on which others are trained in the same pass
+            (`shared_pass.SharedPass`); then its steps are made by that, and not by `steps`.
+        name: of the adapter on the pipeline.
 
     Raises:
         ConfigError: settings that do not fit this machine or this base model, such as a budget of
             more values than it has.
         DataError: photos that cannot be used.
         TargetError: targets that match nothing.
-        AdapterNameError: the pipeline given carries an adapter `"subject"` already.
+        AdapterNameError: the pipeline given carries an adapter of that name already.
 
     Attributes:
         config: as given.
@@ -79,15 +83,19 @@ class Trainer:
         pipe: Any = None,
         *,
         show_progress: bool = True,
+        stage: Stage | None = None,
+        name: str = ADAPTER_NAME,
     ) -> None:
         self.config = config
-        self._preparation = ready = Preparation(config, accelerator, pipe, show_progress)
+        self._preparation = ready = Preparation(
+            config, accelerator, pipe, show_progress, stage, name
+        )
         self.accelerator = ready.accelerator
         self.seed = ready.seed
         self.run = uuid.uuid4().hex
-        self.family = ready.family
-        self.pipe = ready.family.pipe
-        self.resolution = ready.resolution
+        self.family = ready.stage.family
+        self.pipe = ready.stage.family.pipe
+        self.resolution = ready.stage.resolution
         self.subject = ready.subject
         self.photo_sets = ready.photo_sets
         self.average = ready.average
@@ -97,7 +105,7 @@ class Trainer:
         self.pruner = ready.pruner
         groups = [
             {"params": self.subject.parameters(name), "lr": self._rate(name)}
-            for name in ready.components
+            for name in ready.stage.components
         ]
         self.optimizer: Any = self.accelerator.prepare(
             make_optimizer(config.optimizer_settings, groups)
@@ -182,7 +190,7 @@ class Trainer:
             with self._preparation.preview.generating() as pipe:
                 yield pipe
         finally:
-            self._preparation.settle()
+            self._preparation.stage.settle()
 
     def generate(
         self, prompts: list[str], images_per_prompt: int, *, base: bool = False
@@ -206,10 +214,10 @@ class Trainer:
         prompt = config.instance_prompt or self._common_prompt()
         metadata = adapter_metadata(config, self.subject.fingerprints, self.seed, prompt)
         with self._preparation.preview.averaged():
-            whole = collect_adapter(models, ADAPTER_NAME, metadata)
+            whole = collect_adapter(models, self.subject.name, metadata)
         if self.pruner is None:
             return whole
-        return without_idle_layers(models, ADAPTER_NAME, whole)
+        return without_idle_layers(models, self.subject.name, whole)
 
     def _common_prompt(self) -> str:
         """The prompt of all photos, as the name of their folder says it, if they have one."""

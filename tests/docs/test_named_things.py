@@ -17,7 +17,7 @@ from doc_pages import NAMES, PAGES, ROOT, blocks, codes, commands, tokens
 
 from app.settings import AppSettings, Limits
 from svfit_diffusion.cli.main import app
-from svfit_diffusion.training.arguments import parse_args
+from svfit_diffusion.training.arguments import parse_command
 from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.flags import FlagParser
 
@@ -45,11 +45,11 @@ def test_commands_that_are_not_run_are_understood(
 def understand(words: list[str]) -> None:
     """Have a command's own parser read its words, if it is one of ours."""
     if "train_dreambooth_svfit.py" in words:
-        parse_args(words[words.index("train_dreambooth_svfit.py") + 1 :])
+        parse_command(words[words.index("train_dreambooth_svfit.py") + 1 :])
     elif words[0] == "make":
         subprocess.run(["make", "--dry-run", *words[1:]], check=True, capture_output=True)
     elif words[:2] == ["svfit", "train"]:
-        parse_args(words[2:])
+        parse_command(words[2:])
     elif words[:2] == ["svfit", "app"]:
         FlagParser((AppSettings, Limits)).values(words[2:])
     elif words[0] == "svfit":

@@ -11,6 +11,8 @@ from one_layer import LiveLayer, OneLayer
 from torch import Tensor, nn
 
 from svfit_diffusion.adapters import live
+from svfit_diffusion.adapters.layers import ShiftedLayer
+from svfit_diffusion.adapters.rows import RowOwners
 from svfit_diffusion.spectrum import solver
 from svfit_diffusion.spectrum.basis import Basis, as_matrix
 from svfit_diffusion.spectrum.shift import merging_is_cheaper, pad_sum, shift_matrix, shifted_weight
@@ -150,6 +152,39 @@ def test_output_and_gradient_match_dense_float64(
     assert gradient.dtype == torch.float32
     assert_close(y, expected, dtype)
     assert_close(gradient, expected_gradient, dtype)
+
+
+@pytest.mark.parametrize("owners", ["aabb", "abbb"])
+@pytest.mark.parametrize("smallest", [0, 2**16], ids=["one side", "both sides"])
+@EVERY_WAY
+def test_every_row_has_the_shift_of_its_owner(
+    kind: str, merged: bool, smallest: int, owners: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In equal parts or row by row; gradients go to each owner's shift and to each row."""
+    layer, example = make_layer(kind)
+    inside = 1 if isinstance(layer, nn.Linear) else 1 - layer.weight.dim()
+    x = torch.randn(4, *example.shape[inside:]).requires_grad_()
+    monkeypatch.setattr(live, "merging_is_cheaper", lambda *_: merged)
+    monkeypatch.setattr("svfit_diffusion.spectrum.one_sided._SMALL", smallest)
+    shifted, rows = ShiftedLayer(layer, basis_of(layer)), RowOwners()
+    shift = random_shift(shifted.basis.rank)
+    for name, values in {"a": shift, "b": shift.flip(0)}.items():
+        shifted.add(name, nn.Parameter(values))
+    projection = live.LiveProjection(shifted, {"a": 1.0, "b": 1.0}, rows)
+
+    with rows.given(owners):
+        y = projection.forward(x)
+    gradients = torch.autograd.grad(y.square().sum(), [x, *shifted.deltas.values()])
+
+    for (name, delta), gradient in zip(shifted.deltas.items(), gradients[1:], strict=True):
+        own = [row for row, owner in enumerate(owners) if owner == name]
+        expected, expected_gradient = oracle(layer, shifted.basis, x.detach()[own], delta)
+        assert_close(y[own], expected, torch.float32)
+        assert_close(gradient, expected_gradient, torch.float32)
+        weight = {"weight": shifted_weight(layer.weight, shifted.basis, delta.detach())}
+        alone = torch.func.functional_call(layer, weight, (x,))[own]
+        (expected_x,) = torch.autograd.grad(alone.square().sum(), x)
+        assert_close(gradients[0][own], expected_x.double()[own], torch.float32)
 
 
 @EVERY_DTYPE

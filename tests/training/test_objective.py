@@ -59,7 +59,7 @@ def test_a_mask_weighs_errors_where_it_is(photos: Path, outside: float) -> None:
     mask.save(photos / "0.mask.png")
     objective = make_objective(photos)
     object.__setattr__(objective, "mask_background_weight", outside)
-    (batch,) = draw_batches(objective.photo_sets, objective.process, 0, [0, 1, 2, 3])
+    (batch,) = draw_batches(objective.shares([0, 1, 2, 3]))
     (place,) = [i for i, m in enumerate(batch.masks) if m.min() < 0.5]
     found = objective.batch_losses(batch)
     family, process = objective.family, objective.process
@@ -78,7 +78,7 @@ def test_a_mask_weighs_errors_where_it_is(photos: Path, outside: float) -> None:
 
 def test_buckets_of_several_shapes_keep_the_order_and_the_mean(photos: Path) -> None:
     objective = make_objective(photos, buckets=True)
-    batches = draw_batches(objective.photo_sets, objective.process, 0, [0, 1, 2, 3])
+    batches = draw_batches(objective.shares([0, 1, 2, 3]))
     assert len(batches) > 1
     assert sorted(row for batch in batches for row in batch.rows) == [0, 1, 2, 3]
     alone = torch.stack([objective.losses([i])[0] for i in range(4)])

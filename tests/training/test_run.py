@@ -178,7 +178,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_any_work(
     def load(*_: Any) -> None:
         raise AssertionError("loaded")
 
-    monkeypatch.setattr("svfit_diffusion.training.preparation.load_base", load)
+    monkeypatch.setattr("svfit_diffusion.training.stage.load_base", load)
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot be written"):
         train(make_config(output_dir=str(tmp_path / "file" / "out")))

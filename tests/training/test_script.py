@@ -106,7 +106,7 @@ TRAIN_AND_SHOW = """
 import sys, torch
 from pathlib import Path
 from svfit_diffusion.training.trainer import Trainer
-from train_dreambooth_svfit import parse_args
+from svfit_diffusion.training.arguments import parse_args
 
 trainer = Trainer(parse_args(sys.argv[1:]), show_progress=False)
 for _ in trainer.steps():

@@ -16,7 +16,7 @@ from PIL import Image
 from svfit_diffusion.errors import ConfigError
 from svfit_diffusion.families import NoiseSettings
 from svfit_diffusion.families.diffusion import Diffusion
-from svfit_diffusion.training import Trainer, TrainingConfig, machine, preparation
+from svfit_diffusion.training import Trainer, TrainingConfig, machine, stage
 from svfit_diffusion.training.agreement import rate_advice
 from svfit_diffusion.training.arguments import parse_args
 from svfit_diffusion.training.optimization import OptimizerSettings, make_optimizer
@@ -104,7 +104,7 @@ def test_what_the_machine_lacks_is_said_before_the_model_loads(
     def load(*_: Any) -> None:
         raise AssertionError("loaded")
 
-    monkeypatch.setattr(preparation, "load_base", load)
+    monkeypatch.setattr(stage, "load_base", load)
     monkeypatch.setattr(machine, "get_available_trackers", list)
     monkeypatch.setattr(machine, "is_xformers_available", lambda: False)
     monkeypatch.setattr(machine, "get_token", lambda: None)

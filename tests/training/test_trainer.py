@@ -82,7 +82,7 @@ def test_learns_and_changes_nothing_but_sigma(make_config: MakeConfig) -> None:
     """Over-fitting one fixed example lowers its loss; every weight stays what it was."""
     trainer = Trainer(make_config(max_train_steps=30, learning_rate=0.05), show_progress=False)
     before = {k: v.clone() for k, v in trainer.pipe.unet.state_dict().items()}
-    trainer.stepper._positions = lambda accumulated: [0, 0]  # type: ignore[method-assign]
+    trainer.stepper.positions = lambda accumulated: [0, 0]  # type: ignore[method-assign]
     records = list(trainer.steps())
     assert [record.step for record in records] == list(range(1, 31))
     # A tiny random UNet cannot do much with its few values, but it must do something.

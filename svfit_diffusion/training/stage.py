@@ -1,0 +1,123 @@
+"""A base pipeline as training has it: checked, in place, frozen, with adapters on it."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from svfit_diffusion.adapters.rows import RowOwners
+from svfit_diffusion.families import family_of
+from svfit_diffusion.training import checks
+from svfit_diffusion.training.base import load_base
+from svfit_diffusion.training.config import TrainingConfig
+from svfit_diffusion.training.freezing import freeze
+from svfit_diffusion.training.placement import Placement
+from svfit_diffusion.training.processes import main_first
+from svfit_diffusion.training.subject import Subject
+from svfit_diffusion.training.timing import timed
+
+
+class Stage:
+    """What one training, or several in one pass, need of a base pipeline.
+
+    Args:
+        config: of the training; of several, what they have in common counts
+            (`fields.COMMON_TO_A_PASS`).
+        accelerator: where training runs.
+        pipe: the pipeline; loaded from the settings if not given.
+        several: whether subjects are trained in one pass, each with rows of its own.
+        show_progress: show progress bars.
+
+    Raises:
+        ConfigError: settings that do not fit the base model.
+
+    Attributes:
+        family: of the pipeline.
+        process: its noise process.
+        resolution: side of training images in pixels, of a square.
+        placement: of the pipeline's models.
+        owners: whose rows of a batch are whose, if there are several subjects.
+        seconds: duration of each stage of the work, by name.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        accelerator: Accelerator,
+        pipe: Any,
+        *,
+        several: bool = False,
+        show_progress: bool = True,
+    ) -> None:
+        self._config = config
+        self._accelerator = accelerator
+        self._show_progress = show_progress
+        self.seconds: dict[str, float] = {}
+        with timed(self.seconds, "loading"):
+            if pipe is None and show_progress:
+                print(f"Loading {config.source.name}", flush=True)
+            self.family = family_of(pipe if pipe is not None else load_base(config.source))
+        self.family.check()
+        checks.check_precision(self.family, accelerator.mixed_precision)
+        checks.check_checkpointing(self.family, config.gradient_checkpointing)
+        self._trained = checks.trained_text_encoders(self.family, config.train_text_encoder)
+        self.process = self.family.noise_process(config.noise)
+        self.resolution = checks.training_resolution(self.family, config.resolution)
+        self.placement = Placement(self.family.pipe, accelerator.device, offload=config.offload)
+        self.owners = RowOwners() if several else None
+        self._is_frozen = False
+
+    @property
+    def components(self) -> list[str]:
+        """The pipeline's components in training, the denoiser first."""
+        return [self.family.denoiser, *self._trained]
+
+    @property
+    def keeps_conditions(self) -> bool:
+        """Whether prompts are encoded once for all."""
+        return self._config.pre_compute_text_embeddings and not self._trained
+
+    def put_on(self, name: str, undo: contextlib.ExitStack) -> Subject:
+        """An adapter to train; `undo` takes it off again."""
+        self.placement.bring(self.components)  # where weights are, vectors are computed
+        with timed(self.seconds, "singular vectors"), main_first(self._accelerator):
+            # The main process fills the cache; the others find the basis there.
+            subject = Subject(
+                {component: getattr(self.family.pipe, component) for component in self.components},
+                self._config.svfit,
+                show_progress=self._show_progress,
+                name=name,
+                owners=self.owners,
+            )
+        undo.callback(subject.withdraw)
+        return subject
+
+    def freeze(self) -> None:
+        """Freeze and cast the pipeline, once the basis has seen it in full precision."""
+        if self._is_frozen:
+            return
+        config, pipe = self._config, self.family.pipe
+        if config.allow_tf32:
+            torch.backends.cuda.matmul.allow_tf32 = True
+        if config.enable_xformers_memory_efficient_attention:
+            pipe.enable_xformers_memory_efficient_attention()
+        freeze(
+            self.family,
+            self._trained,
+            self._accelerator.mixed_precision,
+            config.gradient_checkpointing,
+            self.owners,
+        )
+        self._is_frozen = True
+
+    def settle(self) -> None:
+        """Have on the device what training needs, and nothing else."""
+        needed = [self.family.denoiser]
+        idle: list[str] = []
+        (idle if self._config.cache_latents else needed).append("vae")
+        (idle if self.keeps_conditions else needed).extend(self.family.encoders)
+        self.placement.bring(needed)
+        self.placement.park(idle)
