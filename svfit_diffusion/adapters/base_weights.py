@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from svfit_diffusion.adapters.layers import Shiftable
 from svfit_diffusion.adapters.targets import select_targets
 from svfit_diffusion.adapters.weights import refuse_weights_on_disk
 from svfit_diffusion.errors import BasisError, StateError
-from svfit_diffusion.files.base_files import stored_tensors
+from svfit_diffusion.files.base_files import model_folders, stored_tensors
 from svfit_diffusion.spectrum.cache import BaseWeights, read_base
 
 logger = logging.getLogger(__name__)
@@ -87,8 +88,9 @@ def _stored_weights(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]
     weights than the model.
     """
     source = getattr(getattr(model, "config", None), "_name_or_path", "")
-    for variant in ("", "fp16"):
-        stored = stored_tensors(source, [f"{path}.weight" for path in weights], variant)
+    names = [f"{path}.weight" for path in weights]
+    for folder, variant in itertools.product(model_folders(source), ("", "fp16")):
+        stored = stored_tensors(folder, names, variant)
         if len(stored) < len(weights):
             continue
         found = {path: stored[f"{path}.weight"] for path in weights}

@@ -16,14 +16,33 @@ _WEIGHTS = re.compile(
 """Files as diffusers and transformers name them, in one piece or several."""
 
 
-def stored_tensors(source: str, names: Collection[str], variant: str = "") -> dict[str, Tensor]:
+def model_folders(source: str) -> list[Path]:
+    """The folders with weights of a model, or of a pipeline's parts: which of them it is, is not
+    kept by a model that was loaded as a `subfolder`.
+
+    Args:
+        source: a folder, or the id of a repository that has been downloaded.
+    """
+    if not source:
+        return []
+    folder = Path(source)
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(source, local_files_only=True))
+        except (OSError, ValueError):  # not downloaded, or no id
+            return []
+    below = sorted(path for path in folder.iterdir() if path.is_dir())
+    return [each for each in (folder, *below) if _files(each)]
+
+
+def stored_tensors(folder: Path, names: Collection[str], variant: str = "") -> dict[str, Tensor]:
     """Tensors of a model's safetensors files, mapped, in the precision they are stored in.
 
     Libraries rename what they load, so that a name stands for the one in the files with the longest
     end in common, if there is just one: `encoder.0.weight` for `text_model.encoder.0.weight`.
 
     Args:
-        source: a folder, or the id of a repository that has been downloaded.
+        folder: of the files.
         names: of tensors.
         variant: of the files, such as `"fp16"`.
 
@@ -31,7 +50,7 @@ def stored_tensors(source: str, names: Collection[str], variant: str = "") -> di
         Those found, by the names asked for; none where there are no such files.
     """
     where: dict[str, Path] = {}
-    files = [path for path in _files(source) if _variant(path) == variant]
+    files = [path for path in _files(folder) if _variant(path) == variant]
     for path in files:
         try:
             with safe_open(path, framework="pt") as file:
@@ -48,16 +67,8 @@ def stored_tensors(source: str, names: Collection[str], variant: str = "") -> di
     return found
 
 
-def _files(source: str) -> list[Path]:
-    """The files of weights of a folder or a downloaded repository, by name."""
-    folder = Path(source)
-    if not source:
-        return []
-    if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(source, local_files_only=True))
-        except (OSError, ValueError):  # not downloaded, or no id
-            return []
+def _files(folder: Path) -> list[Path]:
+    """The files of weights in a folder, by name."""
     return sorted(path for path in folder.iterdir() if _WEIGHTS.fullmatch(path.name))
 
 

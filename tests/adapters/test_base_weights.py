@@ -43,6 +43,15 @@ def test_bfloat16_text_encoders_take_the_stored_weights_too(saved_pipe: Path) ->
     assert digests_of(loaded) == digests_of(stored)
 
 
+def test_a_part_of_a_pipeline_takes_the_stored_weights_too(saved_pipe: Path) -> None:
+    """Which does not know that it is one: its config names the pipeline."""
+    stored, loaded = (
+        UNet2DConditionModel.from_pretrained(saved_pipe, subfolder="unet", torch_dtype=dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert digests_of(loaded) == digests_of(stored)
+
+
 def test_a_model_that_was_published_in_bfloat16_has_nothing_better(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
