@@ -107,10 +107,11 @@ def load_task(name: str, length: int) -> Task:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     examples = classify(read_rated(distribution, name), tokenizer, length)
     encoder = load_bert(folder).requires_grad_(False)
+    width = encoder.get_parameter("embeddings.LayerNorm.weight").numel()
 
     def classifier() -> Classifier:
         own = copy.deepcopy(encoder)
-        return Classifier(own, mean_of_tokens, encoder.config.hidden_size, classes=2)
+        return Classifier(own, mean_of_tokens, width, classes=2)
 
     return Task(examples, classifier)
 

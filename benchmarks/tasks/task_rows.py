@@ -24,16 +24,11 @@ def choose_rates(store: RowStore, methods: Sequence[TaskMethod], seed: int) -> d
     Of equally good ones it is the lower.
     """
 
-    def validation(method: TaskMethod, rate: float) -> float:
-        found: float = store.read(TaskCell(method.name, rate, seed))["validation"]
-        return found
+    def best(method: TaskMethod) -> float:
+        found = {r: store.read(TaskCell(method.name, r, seed)) for r in method.learning_rates}
+        return max(sorted(found), key=lambda rate: found[rate]["validation"])
 
-    return {
-        method.name: max(
-            sorted(method.learning_rates), key=lambda rate, m=method: validation(m, rate)
-        )
-        for method in methods
-    }
+    return {method.name: best(method) for method in methods}
 
 
 def summary_rows(

@@ -52,8 +52,10 @@ def train(
     """
     own = trained_parameters(classifier.encoder)
     head_rate = recipe.head_learning_rate if own else rate
-    head = {"params": trained_parameters(classifier.head), "lr": head_rate}
-    groups = [{"params": own, "lr": rate}, head] if own else [head]
+    head = trained_parameters(classifier.head)
+    groups = [{"params": head, "lr": head_rate}]
+    if own:
+        groups.append({"params": own, "lr": rate})
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     rising = max(1, recipe.steps // 10)
 
@@ -66,7 +68,7 @@ def train(
         loss = F.cross_entropy(classifier(inputs), labels)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 1.0)
+        nn.utils.clip_grad_norm_([*head, *own], 1.0)
         optimizer.step()
         schedule.step()
         yield loss.item()
