@@ -1,6 +1,6 @@
-"""Sentiment of sentences on MiniLM: SVFit against its peers, all through PEFT.
+"""Sentiment of sentences on MiniLM, names of things on DINOv2: SVFit and its peers through PEFT.
 
-    python -m benchmarks.tasks [--quick] [--task movies|tweets|products|editorials]
+    python -m benchmarks.tasks [--quick] [--task movies|tweets|products|editorials|things]
         [--methods …] [--seeds 0 1 2 3 4] [--processes N] [--device cpu|cuda]
 
 Each method trains beside a linear head what it trains of a frozen encoder, from the same examples
@@ -16,13 +16,14 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 from benchmarks.report import RESULTS, Row, print_table, write_report
 from benchmarks.row_store import run_missing
-from benchmarks.tasks.packages import MINILM, VADER, TaskError
-from benchmarks.tasks.runs import Setup, TaskCell, load_task, run_cell
+from benchmarks.tasks.packages import TaskError
+from benchmarks.tasks.runs import Setup, TaskCell, run_cell
 from benchmarks.tasks.sentences import FILES
+from benchmarks.tasks.task_loading import TASKS, THINGS, Sizes, load_task
 from benchmarks.tasks.task_methods import METHODS, REFERENCE
 from benchmarks.tasks.task_pictures import draw
 from benchmarks.tasks.task_rows import choose_rates, summary_rows, sweep
@@ -32,27 +33,29 @@ _ALWAYS = {"linear probe", REFERENCE}
 """What the others are compared with."""
 
 _COLUMNS = ("method", "values", "learning_rate", "test", "± test", "to LoRA", "± to LoRA")
-_QUICK = {
-    "steps": 60,
-    "train": 960,
-    "validation": 400,
-    "test": 600,
-    "length": 32,
-    "seeds": [0, 1],
+_SIZES = {
+    "movies": Sizes(2000, 1000, 3000, length=48),
+    "tweets": Sizes(1200, 600, 1200, length=48),
+    "products": Sizes(1000, 600, 1200, length=48),
+    "editorials": Sizes(1000, 600, 1200, length=64),
+    THINGS: Sizes(500, 130, 190, length=112),
 }
+_QUICK_SIZES = {name: Sizes(800, 400, 600, length=32) for name in FILES} | {
+    THINGS: Sizes(310, 60, 120, length=56)
+}
+_QUICK = {"steps": 60, "seeds": [0, 1]}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Sweep the learning rates, run all seeds, print the table, write results and picture."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     names = [method.name for method in METHODS]
-    parser.add_argument("--task", choices=FILES, default="movies")
+    parser.add_argument("--task", choices=TASKS, default="movies")
     parser.add_argument("--methods", nargs="+", choices=names, default=names)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--steps", type=int, default=Recipe.steps)
-    for field in fields(Setup):
-        if field.name in ("train", "validation", "test", "length"):
-            parser.add_argument(f"--{field.name}", type=int, default=field.default)
+    for field in fields(Sizes):
+        parser.add_argument(f"--{field.name}", type=int, help="by default the task's")
     parser.add_argument("--device", default=Setup.device)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--quick", action="store_true", help="a reduced version, task_NAME_quick")
@@ -61,10 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.set_defaults(**_QUICK)
         options = parser.parse_args(arguments)
 
-    sizes = {name: getattr(options, name) for name in ("train", "validation", "test", "length")}
-    setup = Setup(options.task, Recipe(steps=options.steps), device=options.device, **sizes)
+    given = {field.name: getattr(options, field.name) for field in fields(Sizes)}
+    sizes = replace(
+        (_QUICK_SIZES if options.quick else _SIZES)[options.task],
+        **{name: size for name, size in given.items() if size is not None},
+    )
+    setup = Setup(options.task, Recipe(steps=options.steps), sizes, options.device)
     try:
-        load_task(setup.task, setup.length)  # packages come once, not in every process
+        load_task(setup.task, sizes)  # packages come once, not in every process
     except TaskError as error:
         sys.exit(str(error))
     store, seeds = setup.store(), options.seeds
@@ -83,13 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name,
         rows,
         setup=asdict(setup),
-        packages=[MINILM.requirement, VADER.requirement],
         seeds=seeds,
         reference=REFERENCE,
         sweep=[asdict(cell) | store.read(cell) for cell in sweep(methods, seeds[0])],
         seconds_of_all_runs=round(store.seconds()),
     )
-    title = f"Sentiment of sentences ({options.task}): mean and standard error over seeds"
+    title = f"Task {options.task!r}: mean and standard error over {len(seeds)} seeds"
     draw(rows, title, RESULTS / f"{name}.png")
     print(path, RESULTS / f"{name}.png", sep="\n")
 

