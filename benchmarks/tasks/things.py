@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.tasks.examples import Examples
+from benchmarks.tasks.packages import TaskError
 from samples.toybox_builder.art import (
     EMOJIONE,
     FLUENT_3D,
@@ -20,6 +22,7 @@ from samples.toybox_builder.art import (
     TWEMOJI,
     ArtLibrary,
     ArtSet,
+    fetch,
 )
 from samples.toybox_builder.concepts import CONCEPTS
 
@@ -38,7 +41,12 @@ def things(folder: Path, styles: Sequence[ArtSet], edge: int) -> Examples:
         folder: of the sets' archives, downloaded by npm the first time.
         styles: which sets.
         edge: of the pictures, in pixels; a multiple of 14.
+
+    Raises:
+        TaskError: a set is not to be had.
     """
+    for style in styles:
+        _fetch(style, folder)
     library = ArtLibrary(folder, sprite_size=edge)
     inputs, labels = [], []
     for label, icon in enumerate(dict.fromkeys(concept.icon for concept in CONCEPTS)):
@@ -55,3 +63,14 @@ def as_input(sprite: np.ndarray) -> Tensor:
     colours, alpha = np.split(sprite.astype(np.float32) / 255, [3], axis=2)
     on_white = colours * alpha + 1 - alpha
     return torch.from_numpy((on_white - _MEAN) / _DEVIATION).float().permute(2, 0, 1)
+
+
+def _fetch(style: ArtSet, folder: Path) -> None:
+    try:
+        fetch(style, folder)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise TaskError(
+            f"the emoji set {style.package} cannot be downloaded by npm ({error}): where there is "
+            f"a network, run `npm pack {style.package}@{style.version}`, and put "
+            f"{style.archive_name} into {folder}"
+        ) from error
