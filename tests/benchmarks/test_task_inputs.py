@@ -239,7 +239,5 @@ def test_emoji_set_that_is_not_to_be_had_is_one_sentence(
         raise FileNotFoundError("npm")
 
     monkeypatch.setattr("samples.toybox_builder.art.subprocess.run", offline)
-    with pytest.raises(
-        TaskError, match=r"emojione cannot be downloaded by npm \(npm\): .* npm pack"
-    ):
+    with pytest.raises(TaskError, match=r"emojione cannot be downloaded by npm \(npm\): "):
         things(tmp_path, TEST_STYLES, 28)
