@@ -56,7 +56,7 @@ def _draw_values(panel: Any, rows: Sequence[Row]) -> None:
             label = row["method"].removeprefix(f"{family}, ")
             at = (row["values"], 100 * row["test"]["mean"])
             panel.annotate(label, at, xytext=(5, 5), textcoords="offset points", fontsize=8)
-    panel.legend(fontsize=8)
+    panel.legend(fontsize=8, loc="lower right")  # where the least stands
 
 
 def _draw_ranks(panel: Any, rows: Sequence[Row]) -> None:
