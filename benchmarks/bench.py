@@ -168,7 +168,7 @@ def _bench(setup: Setup) -> Bench:
 def run_cell(setup: Setup, cell: Cell) -> None:
     """Run a cell in a worker process and keep it."""
     row, images = _bench(setup).run(cell)
-    CellStore(setup).write(cell, row, images)
+    CellStore(setup).write_with_images(cell, row, images)
 
 
 def measure_peak_memory(setup: Setup, method: str) -> int:

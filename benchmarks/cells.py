@@ -14,7 +14,7 @@ from PIL import Image
 
 from benchmarks.finetune import Recipe
 from benchmarks.report import CACHE, Row
-from svfit_diffusion.files.atomic import write_atomically
+from benchmarks.row_store import RowStore
 
 _CLASS_IMAGES = 32
 CURVE_METHODS = ("SVFit", "LoRA, r=8")
@@ -86,42 +86,23 @@ def file_stem(text: str) -> str:
     return re.sub(r"[^\w.]+", "_", text)
 
 
-class CellStore:
-    """The finished cells of a setup."""
+class CellStore(RowStore):
+    """The finished cells of a setup; `looks` of a row holds its figures on the way, by step."""
 
     def __init__(self, setup: Setup) -> None:
+        super().__init__(setup.folder / "cells")
         self.setup = setup
-        self._folder = setup.folder / "cells"
-        self._folder.mkdir(parents=True, exist_ok=True)
 
-    def has(self, cell: Cell) -> bool:
-        """Whether the cell is finished."""
-        return self._path(cell).exists()
-
-    def read(self, cell: Cell) -> Row:
-        """Its figures; `looks` holds those on the way, by step."""
-        row: Row = json.loads(self._path(cell).read_text(encoding="utf-8"))
-        return row
-
-    def write(self, cell: Cell, row: Row, images: Sequence[Image.Image]) -> None:
+    def write_with_images(self, cell: Cell, row: Row, images: Sequence[Image.Image]) -> None:
         """Keep a finished cell; its figures come last and mark it so."""
         sheet = Image.new("RGB", (sum(image.width for image in images), images[0].height))
         for index, image in enumerate(images):
             sheet.paste(image, (index * image.width, 0))
-        sheet.save(self._path(cell).with_suffix(".png"))
-        text = json.dumps(row, indent=1)
-        write_atomically(self._path(cell), functools.partial(Path.write_text, data=text))
+        sheet.save(self.path(cell).with_suffix(".png"))
+        self.write(cell, row)
 
     def image(self, cell: Cell, index: int) -> Image.Image:
         """One of its images, in the order of the prompts."""
-        with Image.open(self._path(cell).with_suffix(".png")) as sheet:
+        with Image.open(self.path(cell).with_suffix(".png")) as sheet:
             side = sheet.height
             return sheet.convert("RGB").crop((index * side, 0, (index + 1) * side, side))
-
-    def seconds(self) -> float:
-        """What all cells took together, one after the other."""
-        paths = self._folder.glob("*.json")
-        return sum(json.loads(path.read_text(encoding="utf-8"))["seconds"] for path in paths)
-
-    def _path(self, cell: Cell) -> Path:
-        return self._folder / f"{cell.stem}.json"

@@ -15,13 +15,10 @@ settings it begins anew. Results: `results/quality.json`, `quality_fronts.png`,
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
 
 from benchmarks import quality_pictures
@@ -30,7 +27,8 @@ from benchmarks.cells import Cell, CellStore, Setup
 from benchmarks.finetune import Recipe
 from benchmarks.methods import METHODS
 from benchmarks.quality_rows import BASE, REFERENCE, Runs, choose_rates, flat, summary_row
-from benchmarks.report import RESULTS, ROOT, print_table, write_report
+from benchmarks.report import RESULTS, ROOT, Row, print_table, write_report
+from benchmarks.row_store import run_missing
 
 TUNING_SUBJECTS = ("poodle", "beach_umbrella")
 SUBJECTS = (
@@ -68,22 +66,7 @@ _QUICK = {
 
 def run_all(store: CellStore, cells: Sequence[Cell], processes: int) -> None:
     """Run the cells that are not in the store yet, on some processes of one thread each."""
-    missing = [cell for cell in cells if not store.has(cell)]
-    if not missing:
-        return
-    started = time.perf_counter()
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as executor:
-        results = executor.map(run_cell, itertools.repeat(store.setup), missing)
-        for done, (cell, _) in enumerate(zip(missing, results, strict=True), 1):
-            row = store.read(cell)
-            left = (time.perf_counter() - started) / done * (len(missing) - done)
-            print(
-                f"{done}/{len(missing)} {cell.label()}: "
-                f"fidelity {row['subject_fidelity']:.3f}, prompt {row['prompt_fidelity']:.3f}, "
-                f"drift {row['drift']:.3f}, {row['train_seconds']:.0f} s; "
-                f"{left / 60:.0f} min left",
-                flush=True,
-            )
+    run_missing(run_cell, store.setup, store, cells, processes, _described)
 
 
 def main() -> None:
@@ -171,6 +154,13 @@ def main() -> None:
     print(path)
     quality_pictures.draw_all(options.name, store, rows, rates, options.subjects, seeds)
     print(*sorted(RESULTS.glob(f"{options.name}_*")), sep="\n")
+
+
+def _described(row: Row) -> str:
+    return (
+        f"fidelity {row['subject_fidelity']:.3f}, prompt {row['prompt_fidelity']:.3f}, "
+        f"drift {row['drift']:.3f}, {row['train_seconds']:.0f} s"
+    )
 
 
 if __name__ == "__main__":

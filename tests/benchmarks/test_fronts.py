@@ -68,7 +68,7 @@ def write(store: CellStore, cell: Cell, slope: float, drift: float) -> None:
     rows = {str(s): at[s] for s in STRENGTHS}
     bare = at[0.0] if cell.method == BASE else at[1.0]
     row = {**bare, "strengths": rows, "parameters": 10, "adapter_bytes": 100, "train_seconds": 1.0}
-    store.write(cell, row, [Image.new("RGB", (4, 4))])
+    store.write_with_images(cell, row, [Image.new("RGB", (4, 4))])
 
 
 @pytest.fixture

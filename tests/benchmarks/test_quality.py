@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from benchmarks import extractors, quality
+from benchmarks import extractors, quality, row_store
 from benchmarks.cells import Cell, CellStore, Setup
 from benchmarks.extractors import ExtractorError, HubExtractor, Seen, ToyboxExtractor
 from benchmarks.finetune import Recipe, generate, train
@@ -286,11 +286,11 @@ def test_finished_cells_are_not_run_again(
 
     cell = Cell("SVFit", 0.05, "pug", 0)
     assert not store.has(cell)
-    store.write(cell, {"subject_fidelity": 0.5}, flat(RED, GREEN))
+    store.write_with_images(cell, {"subject_fidelity": 0.5}, flat(RED, GREEN))
     assert store.has(cell)
     assert store.read(cell) == {"subject_fidelity": 0.5}
     assert store.image(cell, 1).getpixel((3, 3)) == GREEN
-    monkeypatch.setattr(quality, "ProcessPoolExecutor", refuse)
+    monkeypatch.setattr(row_store, "ProcessPoolExecutor", refuse)
     quality.run_all(store, [cell], processes=2)
     with pytest.raises(AssertionError, match="a process was started"):
         quality.run_all(store, [cell, Cell("SVFit", 0.05, "pug", 1)], processes=2)
@@ -299,7 +299,7 @@ def test_finished_cells_are_not_run_again(
 def test_interrupted_cell_counts_as_missing(store: CellStore) -> None:
     cell = Cell("SVFit", 0.05, "pug", 0)
     with pytest.raises(TypeError):
-        store.write(cell, {"bad": object()}, flat(RED))
+        store.write_with_images(cell, {"bad": object()}, flat(RED))
     assert not store.has(cell)
 
 
