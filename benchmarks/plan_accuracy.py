@@ -5,8 +5,8 @@
 
 A plan knows configurations alone. What it is compared with are steps as the trainer makes them, on
 real tensors (random weights but for Toybox), each method in a process of its own: the most memory
-in use in some steps, beyond what is in use once the base is loaded and the same steps have been
-made on a copy that is gone again, so that what libraries load and keep does not count. On a CPU
+in use in two steps, beyond what is in use once the base is loaded and such a step has been made on
+a copy that is gone again, so that what libraries load and keep does not count. On a CPU
 that is resident memory, on a GPU what PyTorch's allocator has given out. The weights, counted, are
 added for `ratio`; `ratio_beyond_weights` goes without them. Written as
 `results/plan_accuracy.json`.
@@ -18,8 +18,9 @@ import argparse
 import gc
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -39,7 +40,7 @@ from benchmarks.measuring import (
 )
 from benchmarks.plan_cases import CASES, Case
 from benchmarks.plans import write_configurations
-from benchmarks.report import ROOT, Row, print_table, write_report
+from benchmarks.report import ROOT, Row, write_report
 from benchmarks.speed_training import precision
 from svfit_diffusion.families import Family, family_of
 from svfit_diffusion.files.scratch import Scratch
@@ -56,7 +57,8 @@ BATCH_SIZES = (1, 2)
 TOLERANCE = 0.1
 _PHOTOS = ROOT / "samples" / "subjects" / "pug"
 _PROMPT = "a photo of sks dog"
-_STEPS = 3
+_STEPS = 2
+"""The optimizer's moments come with the first."""
 
 
 @dataclass(frozen=True)
@@ -123,9 +125,7 @@ def rows_of(base: str, device: str) -> Iterator[Row]:
     case = CASES[base]
     plans = {rank: _plan(case, rank, device) for rank in {m.rank for m in METHODS.values()}}
     with patch.dict(os.environ, MALLOC_SETTINGS):
-        # All bases, so that no process that is measured computes them.
-        isolated(measure, base, "SVFit", 1, device)
-        isolated(measure, base, "SVFit, rank 64", 1, device)
+        isolated(_compute_bases, base, device)
         for name, method in METHODS.items():
             for step in plans[method.rank].steps:
                 if step.unknown:
@@ -154,6 +154,15 @@ def _config(case: Case, device: str, base: str = "unused", rank: str = "1.0") ->
     return TrainingConfig(base, str(_PHOTOS), _PROMPT, rank=rank, **half, **case.settings)
 
 
+def _compute_bases(base: str, device: str) -> None:
+    """All triplets, so that no process that is measured computes any."""
+    case = CASES[base]
+    family = family_of(case.build().to(device))
+    trained = checks.trained_text_encoders(family, _config(case, device).train_text_encoder)
+    models = {name: getattr(family.pipe, name) for name in (family.denoiser, *trained)}
+    METHODS["SVFit"].adapt(models, 1)
+
+
 def _values(plan: Plan, method: Method) -> int:
     """Numbers that a plan says a method trains."""
     loras = {f"LoRA r={rank}": size.values for rank, size in plan.lora.items()}
@@ -176,17 +185,19 @@ def measure(base: str, method: str, batch_size: int, device: str) -> Measured:
     models = {name: getattr(pipe, name) for name in on_device}
     loaded = _bytes_in_use(device)
 
-    def run() -> tuple[int, int]:
+    def run(steps: int) -> tuple[int, int]:
         copies = sharing_weights(models)
         _place(pipe, copies)
         learning = {name: copies[name] for name in (family.denoiser, *trained)}
-        found = _values_and_peak(family, learning, METHODS[method], photos, batch_size, device)
+        adapted = METHODS[method].adapt(learning, steps)
+        train = partial(_train, family, adapted, photos, batch_size, steps, device)
+        peak = peak_bytes_of(train, device)
         _place(pipe, models)
-        return found
+        return adapted.value_count(), peak
 
-    run()
+    run(1)
     before = _bytes_in_use(device)
-    values, peak = run()
+    values, peak = run(_STEPS)
     tensors = (t for model in models.values() for t in (*model.parameters(), *model.buffers()))
     return Measured(values, sum(t.nbytes for t in tensors), peak - before, before - loaded)
 
@@ -214,36 +225,28 @@ def _encoded(family: Family, resolution: int, *, encodes: bool) -> PhotoSet:
     return photos
 
 
-def _values_and_peak(
-    family: Family, models: Models, method: Method, photos: PhotoSet, batch_size: int, device: str
-) -> tuple[int, int]:
-    """Numbers that a method trains in models, and the most bytes in use in its steps."""
-    adapted = method.adapt(models, _STEPS)
-    train = _steps(family, adapted, photos, batch_size, device)
-    return adapted.value_count(), peak_bytes_of(train, device)
-
-
-def _steps(
-    family: Family, adapted: Adapted, photos: PhotoSet, batch_size: int, device: str
-) -> Callable[[], None]:
-    """Steps of training; where nothing is trained, gradients flow to the latents."""
-    config = TrainingConfig("unused", str(_PHOTOS), _PROMPT)
-    objective = Objective(family, family.noise_process(config.noise), [photos], seed=0)
+def _train(
+    family: Family,
+    adapted: Adapted,
+    photos: PhotoSet,
+    batch_size: int,
+    steps: int,
+    device: str,
+) -> None:
+    """Make steps of training; where nothing is trained, gradients flow to the latents."""
+    noise = TrainingConfig("unused", str(_PHOTOS), _PROMPT).noise
+    objective = Objective(family, family.noise_process(noise), [photos], seed=0)
     optimizer = torch.optim.AdamW(adapted.parameters) if adapted.parameters else None
-
-    def train() -> None:
-        for step in range(_STEPS):
-            positions = list(range(step * batch_size, (step + 1) * batch_size))
-            with precision(device):
-                (batch,) = draw_batches(objective.shares(positions))
-                batch.latents.requires_grad_(optimizer is None)
-                loss = objective.batch_losses(batch).mean()
-            loss.backward()
-            if optimizer is not None:
-                optimizer.step()
-                optimizer.zero_grad()
-
-    return train
+    for step in range(steps):
+        positions = list(range(step * batch_size, (step + 1) * batch_size))
+        with precision(device):
+            (batch,) = draw_batches(objective.shares(positions))
+            batch.latents.requires_grad_(optimizer is None)
+            loss = objective.batch_losses(batch).mean()
+        loss.backward()
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad()
 
 
 def _bytes_in_use(device: str) -> int:
@@ -262,13 +265,13 @@ def main() -> None:
     device = parser.parse_args().device
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
-    rows = []
+    name = "plan_accuracy" if device == "cpu" else f"plan_accuracy_{device}"
+    rows: list[Row] = []
     for base in CASES:
         for row in rows_of(base, device):
             rows.append(row)
-            print_table([row], COLUMNS)
-    name = "plan_accuracy" if device == "cpu" else f"plan_accuracy_{device}"
-    print(write_report(name, rows, device=device))
+            print(" ".join(f"{row[column]}" for column in COLUMNS), flush=True)
+        print(write_report(name, rows, device=device))
 
 
 COLUMNS = ("base", "batch_size", "method", "ratio", "ratio_beyond_weights")

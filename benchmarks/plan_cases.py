@@ -45,7 +45,7 @@ def _sd15() -> Any:
 def _flux() -> Any:
     """A pipeline around a double and two single blocks of FLUX.1 dev's width of 3072."""
     torch.manual_seed(0)
-    words = tokenizer(512)
+    words = tokenizer(128)
     t5 = T5Config(d_model=4096, d_kv=64, d_ff=64, num_layers=1, num_heads=1, vocab_size=len(words))
     pipe = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
