@@ -1,6 +1,7 @@
 """The memory of a training step: what `svfit plan` says, and what steps take.
 
     python -m benchmarks.plan_accuracy
+    python -m benchmarks.plan_accuracy --base Toybox
     python -m benchmarks.plan_accuracy --device cuda
 
 A plan knows configurations alone. What it is compared with are steps as the trainer makes them, on
@@ -40,7 +41,7 @@ from benchmarks.measuring import (
 )
 from benchmarks.plan_cases import CASES, Case
 from benchmarks.plans import write_configurations
-from benchmarks.report import ROOT, Row, write_report
+from benchmarks.report import ROOT, Row, read_report, write_report
 from benchmarks.speed_training import precision
 from svfit_diffusion.families import Family, family_of
 from svfit_diffusion.files.scratch import Scratch
@@ -266,12 +267,16 @@ def main() -> None:
     """Make all plans, measure, and write both."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    device = parser.parse_args().device
+    parser.add_argument(
+        "--base", choices=CASES, action="append", help="these alone; other rows stay as they are"
+    )
+    arguments = parser.parse_args()
+    device, bases = arguments.device, arguments.base or list(CASES)
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
     name = "plan_accuracy" if device == "cpu" else f"plan_accuracy_{device}"
-    rows: list[Row] = []
-    for base in CASES:
+    rows: list[Row] = [r for r in read_report(name).get("rows", []) if r["base"] not in bases]
+    for base in bases:
         for row in rows_of(base, device):
             rows.append(row)
             print(" ".join(f"{row[column]}" for column in COLUMNS), flush=True)
