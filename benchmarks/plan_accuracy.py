@@ -155,8 +155,14 @@ def _plan(case: Case, rank: str, device: str) -> Plan:
 
 
 def _config(case: Case, device: str, base: str = "unused", rank: str = "1.0") -> TrainingConfig:
-    half = {"mixed_precision": "bf16"} if device == "cuda" else {}
-    return TrainingConfig(base, str(_PHOTOS), _PROMPT, rank=rank, **half, **case.settings)
+    return TrainingConfig(
+        base,
+        str(_PHOTOS),
+        _PROMPT,
+        rank=rank,
+        mixed_precision="bf16" if device == "cuda" else None,
+        **case.settings,
+    )
 
 
 def _compute_bases(base: str, device: str) -> None:
