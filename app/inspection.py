@@ -17,8 +17,9 @@ from svfit_diffusion.adapters.matching import match_layers
 from svfit_diffusion.adapters.targets import shiftable_layers
 from svfit_diffusion.files.adapter import Adapter
 from svfit_diffusion.spectrum import solver
-from svfit_diffusion.spectrum.basis import Basis
-from svfit_diffusion.spectrum.cache import load_bases
+from svfit_diffusion.spectrum.basis import Basis, energy_of, full_rank
+from svfit_diffusion.spectrum.cache import BaseWeights, load_bases
+from svfit_diffusion.spectrum.leading import is_partial
 from svfit_diffusion.spectrum.shift import shift_matrix
 
 from .library import AdapterInfo
@@ -35,14 +36,18 @@ class LayerShift:
     Attributes:
         component: of the pipeline, such as `"unet"`.
         path: module path.
-        sigma: σ⁰, all singular values of the base's weight, `(k,)`, descending.
-        delta: shift of the leading ones, `(r,)`, r ≤ k.
+        sigma: σ⁰, the leading singular values of the base's weight, `(m,)`, descending.
+        delta: shift of the first of them, `(r,)`, r ≤ m.
+        count: how many the weight has, k ≥ m.
+        energy: `Σ σᵢ²` over all k.
     """
 
     component: str
     path: str
     sigma: np.ndarray
     delta: np.ndarray
+    count: int
+    energy: float
 
     @property
     def name(self) -> str:
@@ -53,6 +58,11 @@ class LayerShift:
     def moved(self) -> float:
         """`‖δ‖ / ‖σ⁰‖` over the leading r singular values."""
         return float(np.linalg.norm(self.delta) / np.linalg.norm(self.sigma[: self.delta.size]))
+
+    @property
+    def cumulative_energy(self) -> np.ndarray:
+        """`Σ_{i≤r} σᵢ² / Σ σᵢ²` for r = 1 … m, the whole over all k."""
+        return np.cumsum(self.sigma.astype(np.float64) ** 2) / self.energy
 
 
 def in_a_sentence(info: AdapterInfo) -> str:
@@ -101,6 +111,9 @@ def base_match(info: AdapterInfo) -> str:
 def layer_shifts(pipe: Any, adapter: Adapter) -> list[LayerShift]:
     """Every layer that an adapter shifts, beside the base's singular values, in the file's order.
 
+    Of weights so large that their leading singular values are found much faster than all, there
+    are those that the adapter shifts; of others all.
+
     Args:
         pipe: the base pipeline; only read.
         adapter: what to look at; it fits the base (`AdapterInfo.misfit`).
@@ -111,23 +124,35 @@ def layer_shifts(pipe: Any, adapter: Adapter) -> list[LayerShift]:
         layers = shiftable_layers(models[component])
         matched = match_layers(deltas, layers, component)
         base = base_weights(models[component], {path: layers[path] for path in matched.values()})
-        bases = load_bases(base, show_progress=False)
+        ranks = {matched[name]: _rank(base, matched[name], d) for name, d in deltas.items()}
+        bases = load_bases(base, ranks, show_progress=False)
         shifts += [
-            LayerShift(component, matched[path], _array(bases[matched[path]].sigma), _array(delta))
-            for path, delta in deltas.items()
+            _layer_shift(component, matched[name], bases[matched[name]], base, delta)
+            for name, delta in deltas.items()
         ]
     return shifts
+
+
+def _rank(base: BaseWeights, path: str, delta: Tensor) -> int:
+    """How many singular values of a weight to look at beside a shift."""
+    every = full_rank(base.weights[path])
+    return delta.numel() if is_partial(every, delta.numel()) else every
+
+
+def _layer_shift(
+    component: str, path: str, basis: Basis, base: BaseWeights, delta: Tensor
+) -> LayerShift:
+    sigma = _array(basis.sigma)
+    if basis.is_complete:
+        count, energy = sigma.size, float((sigma.astype(np.float64) ** 2).sum())
+    else:
+        count, energy = full_rank(base.weights[path]), energy_of(base.matrix(path))
+    return LayerShift(component, path, sigma, _array(delta), count, energy)
 
 
 def most_moved(shifts: Iterable[LayerShift], count: int) -> list[LayerShift]:
     """The `count` layers whose singular values have moved most, first the one that moved most."""
     return sorted(shifts, key=lambda shift: shift.moved, reverse=True)[:count]
-
-
-def cumulative_energy(sigma: np.ndarray) -> np.ndarray:
-    """`Σ_{i≤r} σᵢ² / Σ σᵢ²` for r = 1 … k, from singular values `(k,)`."""
-    energy = np.cumsum(sigma.astype(np.float64) ** 2)
-    return energy / energy[-1]
 
 
 @dataclass(frozen=True)
@@ -174,7 +199,8 @@ def split(bases: Sequence[Basis], rank: int) -> Split:
 
 
 def weight_basis(pipe: Any, component: str, path: str) -> Basis:
-    """The singular values and vectors of one weight of the base, at full rank.
+    """The singular values and vectors of one weight of the base, at full rank: to be split, which
+    asks for the smallest as well as for the largest.
 
     Args:
         pipe: the base pipeline; only read.

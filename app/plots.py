@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from .inspection import LayerShift, Split, cumulative_energy
+from .inspection import LayerShift, Split
 
 matplotlib.rcParams["svg.fonttype"] = "none"  # letters, not outlines of letters
 matplotlib.rcParams["text.parse_math"] = False  # a name with two $ is no formula
@@ -123,7 +123,8 @@ def moved_layers(shifts: Sequence[LayerShift]) -> Figure:
 
 
 def energy_by_rank(shifts: Sequence[LayerShift], chosen: LayerShift) -> Figure:
-    """Cumulative energy of σ⁰ against the share of singular values kept, `chosen` standing out.
+    """Cumulative energy of σ⁰ against the share of singular values kept, `chosen` standing out; as
+    far as they are known, of the band those of all layers.
 
     Args:
         shifts: all layers, at least `chosen`.
@@ -131,21 +132,24 @@ def energy_by_rank(shifts: Sequence[LayerShift], chosen: LayerShift) -> Figure:
     """
     figure = Figure(figsize=(_WIDTH, 2.9), layout="constrained")
     axes = figure.subplots()
-    grid = np.linspace(0, 1, 101)
-    curves = [np.interp(grid, *_energy_curve(shift)) for shift in shifts]
+    known = [_energy_curve(shift) for shift in shifts]
+    grid = np.linspace(0, min(share[-1] for share, _ in known), 101)
+    curves = [np.interp(grid, *curve) for curve in known]
     lowest, highest = np.min(curves, axis=0), np.max(curves, axis=0)
     axes.fill_between(grid, lowest, highest, color=INK, alpha=0.15, linewidth=0, label="all layers")
     share, energy = _energy_curve(chosen)
     axes.plot(share, energy, color=BLUE, linewidth=2, label="chosen layer")
     for level, marker in ((0.9, "o"), (0.99, "s")):
-        rank = int(np.searchsorted(energy[1:], level)) + 1
         axes.axhline(level, color=INK, linewidth=0.8, linestyle=":")
+        rank = int(np.searchsorted(energy, level))
+        if rank == energy.size:
+            continue  # more than are known
         axes.plot(
-            rank / chosen.sigma.size,
+            rank / chosen.count,
             energy[rank],
             marker,
             color=ORANGE,
-            label=f"{level:.0%} with {rank} of {chosen.sigma.size}",
+            label=f"{level:.0%} with {rank} of {chosen.count}",
         )
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.03)
@@ -176,9 +180,9 @@ def weight_maps(split: Split) -> Figure:
 
 
 def _energy_curve(shift: LayerShift) -> tuple[np.ndarray, np.ndarray]:
-    """Share of singular values kept and of energy kept, from none to all, `(k + 1,)` each."""
-    energy = np.concatenate([[0.0], cumulative_energy(shift.sigma)])
-    return np.linspace(0, 1, energy.size), energy
+    """Share of singular values kept and of energy kept, from none to all known, `(m + 1,)` each."""
+    energy = np.concatenate([[0.0], shift.cumulative_energy])
+    return np.arange(energy.size) / shift.count, energy
 
 
 def _label(axes: Axes, x: str, y: str) -> None:

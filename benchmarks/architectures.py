@@ -106,17 +106,24 @@ def toybox_pipeline() -> Any:
     return pipe
 
 
+def small_vae(latent_channels: int = 4) -> AutoencoderKL:
+    """The smallest autoencoder whose latents are an eighth as wide as pictures, frozen."""
+    return _frozen(
+        AutoencoderKL(
+            block_out_channels=(8, 8, 8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            norm_num_groups=8,
+            latent_channels=latent_channels,
+        )
+    )
+
+
 def bare_pipeline(unet: Any, text_encoder: nn.Module) -> Any:
     """A pipeline around a UNet and a text encoder, with the smallest of everything else."""
     torch.manual_seed(2)
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        norm_num_groups=8,
-    )
     pipe = StableDiffusionPipeline(
-        vae=_frozen(vae),
+        vae=small_vae(),
         text_encoder=text_encoder,
         tokenizer=CLIPTokenizer.from_pretrained(TOYBOX / "tokenizer"),
         unet=unet,

@@ -29,7 +29,6 @@ from PIL import Image
 from app.inspection import (
     LayerShift,
     as_picture,
-    cumulative_energy,
     image_bases,
     layer_shifts,
     split,
@@ -91,13 +90,13 @@ def spectra(shifts: Sequence[LayerShift]) -> tuple[Any, list[Row]]:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
     shares: dict[float, list[float]] = {0.9: [], 0.99: []}
     for shift in shifts:
-        where = np.arange(1, shift.sigma.size + 1) / shift.sigma.size
+        where = np.arange(1, shift.sigma.size + 1) / shift.count
         colour = "tab:orange" if shift.component.startswith("text_encoder") else "tab:blue"
         left.semilogy(where, shift.sigma / shift.sigma[0], color=colour, lw=0.6, alpha=0.6)
-        energy = cumulative_energy(shift.sigma)
+        energy = shift.cumulative_energy
         right.plot(where, energy, color=colour, lw=0.6, alpha=0.6)
         for share, found in shares.items():
-            found.append((np.searchsorted(energy, share) + 1) / shift.sigma.size)
+            found.append((np.searchsorted(energy, share) + 1) / shift.count)
     for share in shares:
         right.axhline(share, color="gray", ls=":", lw=1)
         right.text(1, share, f"{share:.0%} ", ha="right", va="bottom", fontsize=8, color="gray")

@@ -73,7 +73,7 @@ def sd15() -> Any:
     return StableDiffusionPipeline(
         vae=AutoencoderKL(**_VAE),
         text_encoder=clip_text_encoder(),
-        tokenizer=_tokenizer(77),
+        tokenizer=tokenizer(77),
         unet=sd15_unet(),
         scheduler=DDIMScheduler(clip_sample=False),
         safety_checker=None,
@@ -96,8 +96,8 @@ def sdxl() -> Any:
         vae=AutoencoderKL(**_VAE),
         text_encoder=clip_text_encoder(),
         text_encoder_2=CLIPTextModelWithProjection(wide),
-        tokenizer=_tokenizer(77),
-        tokenizer_2=_tokenizer(77),
+        tokenizer=tokenizer(77),
+        tokenizer_2=tokenizer(77),
         unet=sdxl_unet(),
         scheduler=DDIMScheduler(clip_sample=False),
         add_watermarker=False,
@@ -118,9 +118,9 @@ def flux() -> Any:
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
         vae=AutoencoderKL(**_VAE, latent_channels=16, use_quant_conv=False),
         text_encoder=clip_text_encoder(),
-        tokenizer=_tokenizer(77),
+        tokenizer=tokenizer(77),
         text_encoder_2=T5EncoderModel(t5),
-        tokenizer_2=_tokenizer(512),
+        tokenizer_2=tokenizer(512),
         transformer=FluxTransformer2DModel(guidance_embeds=True),
     )
 
@@ -140,7 +140,7 @@ CASES = (
 def rows_of(case: Case) -> Iterator[Row]:
     """A row for each setting, batch size and method."""
     with tempfile.TemporaryDirectory() as folder:
-        _write_configurations(case.build, Path(folder))
+        write_configurations(case.build, Path(folder))
         for settings in case.settings:
             config = TrainingConfig(folder, "photos", "a photo of sks dog", **settings)
             plan = make_plan(config, (case.resolution,), case.batch_sizes, show_progress=False)
@@ -171,7 +171,7 @@ def _told(case: Case, settings: dict[str, Any], plan: Plan) -> Iterator[Row]:
             }
 
 
-def _write_configurations(build: Callable[[], Any], folder: Path) -> None:
+def write_configurations(build: Callable[[], Any], folder: Path) -> None:
     """Save a pipeline as `save_pretrained` does, without its weights."""
     with init_empty_weights():
         pipe = build()
@@ -185,7 +185,8 @@ def _write_configurations(build: Callable[[], Any], folder: Path) -> None:
             part.save_pretrained(folder / name)
 
 
-def _tokenizer(length: int) -> Any:
+def tokenizer(length: int) -> Any:
+    """Toybox's tokenizer, of prompts of so many tokens."""
     return AutoTokenizer.from_pretrained(TOYBOX / "tokenizer", model_max_length=length)
 
 

@@ -107,7 +107,7 @@ def _build_layer(services: Services, inspected_: gr.State) -> gr.Dropdown:
                 plots.energy_by_rank(list(shifts.values()), shift),
                 f"Cumulative energy of the singular values of {name} against rank.",
             ),
-            up_to(shift.sigma.size, rank),
+            up_to(shift.count, rank),
         )
 
     def show_weight(

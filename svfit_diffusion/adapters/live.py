@@ -49,14 +49,15 @@ class ShiftedProjection:
         """Bring the basis to the layer's device, in the form that training takes."""
         shifted, weight = self._shifted, self._shifted.layer.weight
         self._place = (weight.device, weight.dtype)
-        if is_small(shifted.basis):
+        given = shifted.basis
+        if is_small(given):
             # Once, instead of in every pass; float16 loses nothing.
-            shifted.basis = shifted.basis.to(weight.device, torch.float32)
+            shifted.basis = given.to(weight.device, torch.float32)
         if isinstance(shifted.layer, nn.Linear):
             self._one_sided = one_sided(shifted.basis).to(weight.device)
         else:
             shifted.basis = shifted.basis.to(weight.device)
-        shifted.basis.release()
+        given.release()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _follow_move(self) -> None:

@@ -143,6 +143,9 @@ class _Said:
 
 
 def _said(model: nn.Module, changes: Mapping[str, Factors | Tensor]) -> _Said:
+    """Every triplet is asked for, of large weights too: a change that others made lies where it
+    lies, as much along the last vectors as along the first, and its share is to be all of it.
+    """
     layers = shiftable_layers(model)
     base = base_weights(model, {path: layers[path] for path in changes})
     bases = load_bases(base)

@@ -149,7 +149,8 @@ def _measured(
     with Ledger(held) as ledger:
         with torch.autocast("cpu", half, enabled=half is not None):
             if setting.encodes:
-                told = family.encode_prompts([setting.prompt] * len(batch.rows))
+                told = family.encode_prompts([setting.prompt])  # once, as training does
+                told = told.select([0] * len(batch.rows))
                 batch = dataclasses.replace(batch, conditions=told)
             loss = objective.batch_losses(batch).mean()
         saved = ledger.live

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import tiny
 import torch
@@ -10,7 +14,11 @@ from torch import Tensor, nn
 
 from svfit_diffusion import SVFitAttnProcessor, SVFitConfig, sigma_parameters
 from svfit_diffusion.adapters.injection import Injection
+from svfit_diffusion.adapters.layers import ShiftedLayer
+from svfit_diffusion.adapters.live import ShiftedProjection
 from svfit_diffusion.adapters.targets import shiftable_layers
+from svfit_diffusion.spectrum.basis import as_matrix
+from svfit_diffusion.spectrum.solver import singular_basis
 
 
 def loss_gradients(model: nn.Module, injection: Injection) -> dict[str, Tensor]:
@@ -44,6 +52,16 @@ def test_gradients_are_for_the_shifts_only_and_those_of_autograd(
         full = double.get_submodule(path).weight.grad.flatten(1)
         expected = torch.einsum("ro,oi,ri->r", basis.u.double(), full, basis.v.double())
         torch.testing.assert_close(gradient.double(), expected, rtol=0, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(8, 8), nn.Linear(300, 300), nn.Conv2d(3, 4, 3)])
+def test_what_training_does_not_use_of_a_mapped_basis_leaves_memory(layer: Any) -> None:
+    released = []
+    file: Any = SimpleNamespace(release=lambda: released.append(True))
+    basis = replace(singular_basis(as_matrix(layer.weight.detach())), file=file)
+    shifted = ShiftedLayer(layer.requires_grad_(False), basis)
+    ShiftedProjection(shifted)
+    assert released
 
 
 @pytest.mark.parametrize("config", [ATTENTION, ALL], ids=["attention", "all"])

@@ -12,10 +12,10 @@ from PIL import Image
 
 from app.base_model import BaseModel
 from app.inspection import (
+    LayerShift,
     as_picture,
     as_stretched_picture,
     base_match,
-    cumulative_energy,
     facts,
     image_bases,
     layer_shifts,
@@ -25,6 +25,7 @@ from app.inspection import (
 )
 from app.library import AdapterInfo
 from svfit_diffusion.files.adapter import Adapter, AdapterMetadata
+from svfit_diffusion.spectrum import leading
 
 UNET_LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 TEXT_LAYER = "text_model.encoder.layers.0.self_attn.q_proj"
@@ -93,8 +94,27 @@ def test_layer_shifts_stand_beside_the_singular_values_of_their_weights(pipe: An
     assert len(most_moved([text, unet], 1)) == 1
 
 
-def test_cumulative_energy() -> None:
-    np.testing.assert_allclose(cumulative_energy(np.array([2.0, 1.0, 1.0])), [4 / 6, 5 / 6, 1])
+def test_energy_is_that_of_the_whole_weight() -> None:
+    delta = np.zeros(1, np.float32)
+    every = LayerShift("unet", "x", np.array([2.0, 1.0, 1.0]), delta, 3, 6.0)
+    np.testing.assert_allclose(every.cumulative_energy, [4 / 6, 5 / 6, 1])
+    first = LayerShift("unet", "x", np.array([2.0, 1.0]), delta, 3, 6.0)
+    np.testing.assert_allclose(first.cumulative_energy, [4 / 6, 5 / 6])
+
+
+def test_of_large_weights_the_singular_values_of_the_adapter_are_asked_for(
+    pipe: Any, monkeypatch: pytest.MonkeyPatch, empty_cache: Path
+) -> None:
+    every = layer_shifts(pipe, adapter())[0]
+    for file in empty_cache.glob("*.safetensors"):
+        file.unlink()
+    monkeypatch.setattr(leading, "_SMALLEST", 32)
+    few = Adapter({"text_encoder": {TEXT_LAYER: torch.ones(4)}}, AdapterMetadata())
+    (text,) = layer_shifts(pipe, few)
+    np.testing.assert_allclose(text.sigma, every.sigma[:4], rtol=1e-4)  # of two solvers
+    assert (text.count, every.count) == (32, 32)
+    assert text.energy == pytest.approx(every.energy, rel=1e-3)  # of σ² in float32
+    assert text.moved == pytest.approx(2 / np.linalg.norm(every.sigma[:4]), rel=1e-4)
 
 
 @pytest.mark.parametrize("rank", [1, 7, 32, 64])

@@ -18,7 +18,8 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def shift(name: str = "mid.attn.to_q", length: int = 12) -> LayerShift:
     sigma = np.geomspace(3, 0.01, length).astype(np.float32)
-    return LayerShift("unet", name, sigma, np.linspace(-1, 1, length - 2).astype(np.float32))
+    delta = np.linspace(-1, 1, length - 2).astype(np.float32)
+    return LayerShift("unet", name, sigma, delta, length, float((sigma**2).sum()))
 
 
 def maps() -> Split:
@@ -75,10 +76,15 @@ def test_names_are_text_and_nothing_else() -> None:
 
 def test_energy_names_the_ranks_that_keep_so_much() -> None:
     sigma = np.array([3.0, 1.0, 0.1, 0.01], np.float32)  # energies 9, 1, 0.01, 0.0001
-    chosen = LayerShift("unet", "x", sigma, sigma[:1])
+    chosen = LayerShift("unet", "x", sigma, sigma[:1], 4, 10.0101)
     shown = texts(plots.energy_by_rank([chosen], chosen))
     assert "90% with 2 of 4" in shown
     assert "99% with 2 of 4" in shown
+    # Of a large weight the leading ones alone are known.
+    leading = LayerShift("unet", "x", sigma[:2], sigma[:1], 50, 10.5)
+    shown = texts(plots.energy_by_rank([leading, chosen], leading))
+    assert "90% with 2 of 50" in shown
+    assert not any(text.startswith("99% with") for text in shown)
 
 
 def test_smoothing_is_a_mean_from_the_start() -> None:

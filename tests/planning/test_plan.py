@@ -17,8 +17,10 @@ from PIL import Image
 from svfit_diffusion.adapters.components import models_of
 from svfit_diffusion.errors import ConfigError, TargetError
 from svfit_diffusion.planning import Plan, make_plan
+from svfit_diffusion.planning import plan as plan_module
 from svfit_diffusion.planning.duration import _work
 from svfit_diffusion.planning.layers import PlannedLayer
+from svfit_diffusion.planning.methods import svfit
 from svfit_diffusion.planning.sizes import bases_bytes
 from svfit_diffusion.training import Trainer, TrainingConfig
 
@@ -121,6 +123,19 @@ def test_memory_grows_with_pictures_and_with_what_is_trained(bare: Path) -> None
     # Positions are integers in either.
     ratio = many.memory["frozen"].weights / half.memory["frozen"].weights
     assert ratio == pytest.approx(2, rel=1e-3)
+
+
+def test_a_prompt_is_encoded_once_for_all_photos(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "_methods", lambda: {"SVFit": svfit})
+    saved = {
+        trains: [step.memory["SVFit"].saved for step in own.steps]
+        for trains in (False, True)
+        if (own := plan(bare, batch_sizes=(1, 4), train_text_encoder=trains))
+    }
+    one, four = (with_ - without for with_, without in zip(saved[True], saved[False], strict=True))
+    assert 0 < four < 2 * one
 
 
 @pytest.mark.parametrize("name", NAMES)
