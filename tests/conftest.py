@@ -41,6 +41,18 @@ def svfit_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """A compiler that has compiled nothing, and counts from zero."""
+    import torch._dynamo  # here, for it takes a second that most tests need not wait
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A basis cache for this test alone; the folder does not exist yet."""
     folder = tmp_path / "svfit-cache"

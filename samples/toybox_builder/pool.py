@@ -13,7 +13,7 @@ import numpy as np
 
 from .captions import caption
 from .compose import COLOURS, LATENT_SIZE, compose, recolour, tilt
-from .concepts import ONE_SIDED, SET_WEIGHTS, Concept, Sprite, fetch_sprites, sprite_weights
+from .concepts import SET_WEIGHTS, Concept, Sprite, fetch_sprites, sprite_weights
 from .files import replace_file
 from .scenes import SCENES, SIZE, draw_scene
 
@@ -34,8 +34,8 @@ class Recipe:
         shift: pixels that a sprite may lie off the middle, each way.
         backgrounds: drawings of every scene to choose from, in each chunk of the pool.
         set_weights: how often each art set is drawn from.
-        mirrored, tilted, accompanied: shares of the pictures whose thing is seen in a mirror, is
-            turned by some degrees, has another thing beside it.
+        tilted, accompanied: shares of the pictures whose thing is turned by some degrees, has
+            another thing beside it.
         telling: captions tell the art sets apart.
     """
 
@@ -45,7 +45,6 @@ class Recipe:
     shift: int = 3
     backgrounds: int = 64
     set_weights: tuple[tuple[str, float], ...] = tuple(SET_WEIGHTS.items())
-    mirrored: float = 0.0
     tilted: float = 0.0
     accompanied: float = 0.0
     telling: bool = False
@@ -91,7 +90,7 @@ class _Composer:
         background = self._backgrounds[scene_index][int(rng.integers(recipe.backgrounds))]
         if rng.random() < 0.5:
             background = background[:, ::-1]
-        rgba = self._posed(rgba, concept)
+        rgba = self._turned(rgba)
         companion = None
         if recipe.accompanied and rng.random() < recipe.accompanied:
             image, mask, companion = self._pair(rgba, sprite, background)
@@ -110,11 +109,8 @@ class _Composer:
         colour = COLOURS[int(self._rng.integers(len(COLOURS)))]
         return recolour(sprite.rgba, colour, self._rng), colour
 
-    def _posed(self, rgba: np.ndarray, concept: Concept) -> np.ndarray:
+    def _turned(self, rgba: np.ndarray) -> np.ndarray:
         rng, recipe = self._rng, self._recipe
-        is_mirrored = recipe.mirrored and rng.random() < recipe.mirrored
-        if is_mirrored and concept.name not in ONE_SIDED:
-            rgba = rgba[:, ::-1]
         if recipe.tilted and rng.random() < recipe.tilted:
             rgba = tilt(rgba, float(rng.uniform(-self._TILT, self._TILT)))
         return rgba

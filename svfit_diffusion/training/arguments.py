@@ -17,6 +17,7 @@ from svfit_diffusion.files.atomic import write_atomically
 from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.flags import FlagParser
 from svfit_diffusion.training.subject_list import SubjectList, check_apart, read_entries
+from svfit_diffusion.training.yaml_file import read_yaml
 
 SETTINGS_NAME = "training_config.yaml"
 _REQUIRED = ("pretrained_model_name_or_path", "instance_data_dir")
@@ -164,10 +165,7 @@ def _parser(description: str, prog: str | None) -> FlagParser:
 
 def _words_in(path: Path, parser: FlagParser) -> Iterator[str]:
     """The settings in a YAML file as words of a command line."""
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read the settings in {path}: {error}") from None
+    settings = read_yaml(path, "settings")
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} should hold a line `name: value` for each setting")
     yield from _words_of(settings, str(path), parser)

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from svfit_diffusion.errors import ConfigError, clipped
 from svfit_diffusion.training.agreement import check_common
 from svfit_diffusion.training.config import TrainingConfig
+from svfit_diffusion.training.yaml_file import read_yaml
 
 
 @dataclass(frozen=True)
@@ -101,10 +100,7 @@ def _folders(folder: Path) -> list[Entry]:
 
 
 def _listed(path: Path) -> list[Entry]:
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read the subjects in {path}: {error}") from None
+    found = read_yaml(path, "subjects")
     if not isinstance(found, list):
         raise ConfigError(f"{path} holds {clipped(found)!r}, expected {_EXPECTED}")
     return [_entry(path, number, settings) for number, settings in enumerate(found, 1)]

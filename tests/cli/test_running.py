@@ -10,9 +10,9 @@ import pytest
 import torch
 from command import done, refused
 from diffusers import DiffusionPipeline
+from left_by_runs import shifts
 from PIL import Image, ImageChops
 
-from svfit_diffusion.files.adapter import WEIGHTS_NAME, read_adapter
 from svfit_diffusion.training.arguments import SETTINGS_NAME, parse_args, write_settings
 
 PROMPT = "a photo of sks dog"
@@ -31,11 +31,6 @@ def words(saved_pipe: Path, tmp_path: Path) -> list[str]:
         "--num_inference_steps=2",
         "--train_batch_size=1",
     ]
-
-
-def shifts(folder: Path) -> torch.Tensor:
-    adapter = read_adapter(folder / WEIGHTS_NAME)
-    return torch.cat([d for own in adapter.deltas.values() for d in own.values()])
 
 
 def test_a_run_can_be_repeated_from_the_settings_it_leaves(

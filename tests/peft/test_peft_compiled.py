@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from peft_kinds import KINDS, Kind, layers, output
@@ -12,12 +10,7 @@ from torch._dynamo.utils import counters
 SOME = ["wide Linear", "Conv2d", "Embedding", "Conv1D of GPT-2"]
 
 
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    counters.clear()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 @pytest.mark.parametrize("kind", [KINDS[name] for name in SOME], ids=SOME)

@@ -38,9 +38,7 @@ SHAPE = Shape(channels=4, heads=2, head_width=16, double=1, single=1, text_width
 PLAN = Plan(
     parts=2,
     part=12,
-    recipe=Recipe(
-        size=128, sprite_size=32, backgrounds=1, mirrored=0.5, tilted=0.5, accompanied=0.5
-    ),
+    recipe=Recipe(size=128, sprite_size=32, backgrounds=1, tilted=0.5, accompanied=0.5),
     vae=Schedule(steps=4, batch_size=2),
     shape=SHAPE,
     schedule=Schedule(steps=4, batch_size=4),

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from left_by_runs import shifts, steps_logged
 from PIL import Image
 
 from svfit_diffusion.errors import ConfigError, DivergedError, StoppedError
-from svfit_diffusion.files.adapter import WEIGHTS_NAME, read_adapter
+from svfit_diffusion.files.adapter import WEIGHTS_NAME
 from svfit_diffusion.training import class_images, output, pictures
 from svfit_diffusion.training.arguments import SETTINGS_NAME, parse_args
 from svfit_diffusion.training.config import TrainingConfig
@@ -59,16 +60,6 @@ def make_config(saved_pipe: Path, tmp_path: Path, out: Path) -> MakeConfig:
         return TrainingConfig(**{**settings, **changes})
 
     return make
-
-
-def shifts(folder: Path) -> torch.Tensor:
-    adapter = read_adapter(folder / WEIGHTS_NAME)
-    return torch.cat([delta for own in adapter.deltas.values() for delta in own.values()])
-
-
-def steps_logged(folder: Path) -> list[int]:
-    lines = (folder / LOG_NAME).read_text().splitlines()
-    return [json.loads(line)["step"] for line in lines]
 
 
 def on_call(

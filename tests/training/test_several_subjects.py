@@ -10,6 +10,7 @@ import tiny
 import tiny_pipelines
 import torch
 from PIL import Image
+from tiny_training import shifts
 from torch import Tensor
 
 from svfit_diffusion import BatchError, ConfigError, DataError, StateError
@@ -55,10 +56,6 @@ def make_configs(folder: Path, **changes: Any) -> dict[str, TrainingConfig]:
         )
         for i, name in enumerate(NAMES)
     }
-
-
-def shifts(trainer: Trainer) -> Tensor:
-    return torch.cat([parameter.detach() for parameter in trainer.sigma_parameters()])
 
 
 def alone(config: TrainingConfig, pipe: Any = None) -> Tensor:

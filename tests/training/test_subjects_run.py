@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from left_by_runs import shifts, steps_logged
 from PIL import Image
 
 from svfit_diffusion.errors import ConfigError, StoppedError, SubjectsError
-from svfit_diffusion.files.adapter import WEIGHTS_NAME, read_adapter
+from svfit_diffusion.files.adapter import WEIGHTS_NAME
 from svfit_diffusion.training import shared_pass
 from svfit_diffusion.training.arguments import SETTINGS_NAME, parse_args, parse_command
 from svfit_diffusion.training.command import run_command
 from svfit_diffusion.training.objective import Losses, losses_in_one_pass
-from svfit_diffusion.training.output import LOG_NAME
 from svfit_diffusion.training.run import train
 from svfit_diffusion.training.subject_list import SubjectList
 
@@ -45,16 +44,6 @@ def words(saved_pipe: Path, photos: Path, tmp_path: Path) -> list[str]:
         *("--train_batch_size=1", "--max_train_steps=3", "--lr_warmup_steps=0", "--seed=0"),
         *("--num_inference_steps=1", "--num_validation_images=1", "--resolution=16"),
     ]
-
-
-def shifts(folder: Path) -> torch.Tensor:
-    adapter = read_adapter(folder / WEIGHTS_NAME)
-    return torch.cat([delta for own in adapter.deltas.values() for delta in own.values()])
-
-
-def steps_logged(folder: Path) -> list[int]:
-    lines = (folder / LOG_NAME).read_text().splitlines()
-    return [json.loads(line)["step"] for line in lines]
 
 
 def assert_alike(found: Path, expected: Path) -> None:
