@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +23,7 @@ from svfit_diffusion.cli.options import (
     refuse_existing,
     weighted,
 )
+from svfit_diffusion.errors import ConfigError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -66,7 +68,7 @@ def generate(
     from svfit_diffusion.training.base import load_base
 
     place = device_named(device)
-    strengths = dict(weighted(text) for text in adapter or [])
+    strengths = _strengths(adapter or [])
     files = _files(output, 1 if grid else len(prompts) * num_images)
     for file in files:
         refuse_existing(file, overwrite)
@@ -87,6 +89,17 @@ def generate(
     else:
         said = [{"prompt": p, "seed": seed + i} for p in prompts for i in range(num_images)]
         _save([picture for row in rows for picture in row], files, [s | settings for s in said])
+
+
+def _strengths(texts: list[str]) -> dict[str, float]:
+    """Each adapter's strength."""
+    parts = [weighted(text) for text in texts]
+    strengths = dict(parts)
+    if len(strengths) < len(parts):
+        (twice, count), *_ = Counter(source for source, _ in parts).most_common(1)
+        given = " and ".join(f"{strength:g}" for source, strength in parts if source == twice)
+        raise ConfigError(f"{twice} is given {count} times, at {given}; give it once")
+    return strengths
 
 
 def _files(output: Path, count: int) -> list[Path]:

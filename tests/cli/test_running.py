@@ -134,5 +134,7 @@ def test_nothing_is_drawn_with_a_wrong_adapter(saved_pipe: Path, tmp_path: Path)
     words = ("generate", PROMPT, "--base", saved_pipe, "--output", target, "--adapter")
     assert "CheckpointError" in refused(*words, tmp_path / "none.safetensors")
     assert "rex:0.7" in refused(*words, "rex:much")
+    twice = refused(*words, "rex:0.5", "--adapter", "rex:0.7")
+    assert "rex is given 2 times, at 0.5 and 0.7" in twice
     assert "--device tpu9" in refused(*words, "rex", "--device", "tpu9")
     assert not target.exists()
