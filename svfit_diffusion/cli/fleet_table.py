@@ -8,7 +8,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from svfit_diffusion.fleet.driver import Died, Failed, Finished, Fleet, Looked, News
+from svfit_diffusion.fleet.driver import Died, Failed, Finished, Fleet, Looked
 from svfit_diffusion.fleet.worker import Seen
 
 _SHOWN = 4  # subjects of a worker
@@ -18,17 +18,19 @@ def follow(fleet: Fleet) -> None:
     """Have a fleet train, and show it; raises as `Fleet.news`."""
     console = Console(markup=False, highlight=False, soft_wrap=True)
     ledger = fleet.ledger
-    if ledger.records:
-        console.print(f"{len(ledger.records)} of {len(ledger)} subjects are done already")
+    done = len(ledger.records)
+    if done:
+        console.print(f"{done} of {len(ledger)} subjects are done already")
     for name, reason in ledger.failures.items():
         console.print(f"{name} is not trained: {reason}")
     seen: dict[int, Seen] = {}
     with Live(table(fleet, seen), console=console, auto_refresh=False, transient=True) as live:
         for news in fleet.news():
+            done += isinstance(news, Finished)
             if isinstance(news, Looked):
                 seen[news.worker] = news.seen
             else:
-                console.print(line(news, fleet))
+                console.print(line(news, f"{done} of {len(ledger)}"))
             if isinstance(news, Died):
                 seen.pop(news.worker, None)
             if console.is_terminal:
@@ -36,15 +38,13 @@ def follow(fleet: Fleet) -> None:
     console.print(end(fleet))
 
 
-def line(news: News, fleet: Fleet) -> str:
-    """What has happened, in a line."""
+def line(news: Finished | Failed | Died, count: str) -> str:
+    """What has happened, in a line; `count` says how many are done by then."""
     if isinstance(news, Finished):
         steps, seconds = news.record["steps"], news.record["worker_seconds"]
-        count = f"{len(fleet.ledger.records)} of {len(fleet.ledger)}"
         return f"{news.name} is done ({count}): {steps} steps, {seconds:.1f} s of a worker"
     if isinstance(news, Failed):
         return f"{news.name} is not trained: {news.reason}"
-    assert isinstance(news, Died)
     names = f"; {', '.join(news.names)} wait again" if news.names else ""
     return f"Worker {news.worker} has ended ({news.reason}){names}"
 

@@ -55,7 +55,7 @@ class Ledger:
     @property
     def costs_path(self) -> str:
         """Where it is written what each took."""
-        return f"{self._store.address}/{COSTS_NAME}"
+        return f"{self._store}/{COSTS_NAME}"
 
     def settle(self, pack: Sequence[FleetSubject], failures: Mapping[str, str]) -> None:
         """Note what has become of subjects that a worker had; those it says nothing of stay open.
@@ -90,13 +90,13 @@ class Ledger:
         """Raise `ConfigError` if a subject that is done is now to be trained otherwise."""
         before, now = record.get("settings", {}), self._subjects[name].settings
         different = [
-            f"{key} {clipped(before[key])!r} there and {clipped(value)!r} now"
+            f"{key} {clipped(before[key])} there and {clipped(value)} now"
             for key, value in now.items()
             if before.get(key, value) != value
         ]
         if different:
             raise ConfigError(
-                f"subject {name!r} is done in {self._store.address} with other settings: "
+                f"subject {name!r} is done in {self._store} with other settings: "
                 f"{', '.join(different)}; give it another name, or another --output"
             )
 

@@ -13,6 +13,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from svfit_diffusion.files.json_text import parse_json
 
 COSTS_NAME = "fleet.jsonl"
 _FINISHED = ".fleet/finished"
+_READERS = 16  # small files read at a time, as each takes a bucket's while
 
 
 def is_address(place: str) -> bool:
@@ -54,6 +56,10 @@ class Store:
         """Names it wherever the process runs."""
         return str(self._files.unstrip_protocol(self._root))
 
+    def __str__(self) -> str:
+        """Names it to people."""
+        return str(self._root) if self._is_local else self.address
+
     # Subjects that are done
 
     def finish(self, name: str, record: Mapping[str, Any]) -> None:
@@ -77,11 +83,10 @@ class Store:
         self._files.invalidate_cache()  # others write there, too
         there = set(self.files(_FINISHED))
         paths = {n: self._full(f"{_FINISHED}/{n}.json") for n in names if f"{n}.json" in there}
-        if not paths:
-            return {}
-        with self._reaching(_FINISHED):
-            found: dict[str, bytes] = self._files.cat(list(paths.values()))
-        return {name: _record(name, found[path]) for name, path in paths.items()}
+        # Not `cat` of all, which takes some names for patterns.
+        with self._reaching(_FINISHED), ThreadPoolExecutor(_READERS) as readers:
+            texts = list(readers.map(self._files.cat_file, paths.values()))
+        return {name: _record(name, text) for name, text in zip(paths, texts, strict=True)}
 
     # Files
 
@@ -143,7 +148,7 @@ class Store:
             raise
         except Exception as error:
             said = clipped(error) or type(error).__name__
-            raise StorageError(f"cannot reach {self.address}/{path}: {said}") from error
+            raise StorageError(f"cannot reach {self}/{path}: {said}") from error
 
 
 def _record(name: str, text: bytes) -> dict[str, Any]:

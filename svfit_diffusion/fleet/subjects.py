@@ -82,6 +82,8 @@ def parse_fleet(
         raise ConfigError(f"the file of the subjects comes first: {_USAGE}")
     words = with_file(arguments[1:], parser)
     values = parser.values(words)
+    names = [field.name for field in dataclasses.fields(FleetSettings)]
+    settings = FleetSettings(**{name: getattr(values, name) for name in names})
     entries = read_entries(Path(arguments[0]))
     _leave_ours_out(entries, values)
     priorities = {entry.name: _priority(entry) for entry in entries}
@@ -90,8 +92,7 @@ def parse_fleet(
     for config in configs.values():
         _make_absolute(config)
     subjects = [FleetSubject(name, configs[name], own) for name, own in priorities.items()]
-    names = [field.name for field in dataclasses.fields(FleetSettings)]
-    return subjects, FleetSettings(**{name: getattr(values, name) for name in names})
+    return subjects, settings
 
 
 def _leave_ours_out(entries: Sequence[Entry], values: Namespace) -> None:
