@@ -130,9 +130,11 @@ def _kill_command(words: list[str], store: Store, names: list[str]) -> float:
             assert process.poll() is None, "the command has ended by itself"
             time.sleep(0.2)
         others = psutil.Process(process.pid).children(recursive=True)
+        workers = [other for other in others if other.name().startswith("ray::Worker")]
+        assert workers
         process.kill()
     killed = time.perf_counter()
-    _, left = psutil.wait_procs(others, timeout=60)
+    _, left = psutil.wait_procs(workers, timeout=60)
     assert not left, f"{left} have outlived the command"
     return time.perf_counter() - killed
 
@@ -192,7 +194,7 @@ def _twice(watch: _Watch, before: dict[str, Any], records: dict[str, Any]) -> in
 def _distance(folder: Path, subject: FleetSubject) -> float:
     """Of a subject's shifts from those of a run alone, relative to these."""
     with (
-        open(os.devnull, "w") as silence,
+        Path(os.devnull).open("w") as silence,
         contextlib.redirect_stdout(silence),
         contextlib.redirect_stderr(silence),
     ):
