@@ -99,8 +99,8 @@ class Fleet:
             try:
                 yield from self.work(crew)
             finally:
-                crew.dismiss()
                 self.ledger.write_costs()
+                crew.dismiss()
 
     def work(self, crew: Crew) -> Iterator[News]:
         """As `news`, by workers that are there."""

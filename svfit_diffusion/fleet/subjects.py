@@ -1,7 +1,7 @@
 """The subjects of a fleet: lines of JSON, each a subject and the settings in which it differs.
 
 {"name": "rex", "instance_data_dir": "photos/rex", "instance_prompt": "a photo of sks dog"}
-{"name": "mia", "instance_data_dir": "s3://photos/mia", "instance_prompt": "a photo of sks cat", "priority": 1}
+{"name": "mia", "instance_data_dir": "s3://bucket/mia", "instance_prompt": "a photo of sks cat", "priority": 1}
 """  # noqa: E501
 
 from __future__ import annotations
