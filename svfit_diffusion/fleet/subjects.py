@@ -1,8 +1,8 @@
 """The subjects of a fleet: lines of JSON, each a subject and the settings in which it differs.
 
 {"name": "rex", "instance_data_dir": "photos/rex", "instance_prompt": "a photo of sks dog"}
-{"name": "mia", "instance_data_dir": "s3://bucket/mia", "instance_prompt": "a photo of sks cat", "priority": 1}
-"""  # noqa: E501
+{"name": "mia", "instance_data_dir": "s3://bucket/mia", "max_train_steps": 600, "priority": 1}
+"""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ _PLACES = (
     "instance_data_dir",
     "class_data_dir",
 )
+_HOW_LONG = ("max_train_steps", "num_train_epochs")
 _LARGEST_PRIORITY = 10**9
 
 
@@ -57,10 +58,8 @@ class FleetSubject:
     @property
     def settings(self) -> dict[str, object]:
         """What its adapter depends on, as JSON has it."""
-        binding = self.config.binding_settings()
-        own = {**binding, "max_train_steps": self.config.max_train_steps}
-        own["num_train_epochs"] = self.config.num_train_epochs
-        return dict(json.loads(json.dumps(own)))
+        steps = {name: getattr(self.config, name) for name in _HOW_LONG}
+        return dict(json.loads(json.dumps(self.config.binding_settings() | steps)))
 
 
 def parse_fleet(
