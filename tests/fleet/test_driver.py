@@ -125,16 +125,18 @@ def test_deaths_are_made_good_until_a_subject_is_given_up(
     assert failed.reason == "3 workers ended while they trained it, the last: killed"
 
 
-def test_stopped_it_gives_out_nothing_more(fleet: Callable[..., Fleet], store: Store) -> None:
+def test_stopped_it_gives_out_nothing_more(fleet: Callable[..., Fleet]) -> None:
     some = fleet("abcd")
 
     def ends(pack: list[FleetSubject]) -> Outcome:
-        some.interrupts.noted = True
         return Outcome(pack)
 
-    crew = Pretending(1, ends)
-    assert not [n for n in some.work(crew) if not isinstance(n, Looked)]
+    crew = Pretending(2, ends)
+    crew.give(crew.places[0], some.backlog.take("", 2))
+    some.interrupts.noted = True
+    assert not [news for news in some.work(crew) if not isinstance(news, Looked)]
     assert crew.given == ["ab"]
+    assert crew.stopped == 1
     assert end(some) == "Stopped, 0 of 4 subjects are done; the same command goes on"
 
 

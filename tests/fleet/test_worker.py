@@ -202,12 +202,16 @@ def test_a_base_that_cannot_be_loaded_and_a_loss_that_is_lost_are_named(
     def spoil(found: list[Losses]) -> None:
         found[0] = (found[0][0] * torch.inf, None)
 
-    monkeypatch.setattr(shared_pass, "losses_in_one_pass", during(2, spoil))
-    failures = worker.train([subject("rex"), subject("mia_")])
+    with monkeypatch.context() as patch:
+        patch.setattr(shared_pass, "losses_in_one_pass", during(2, spoil))
+        failures = worker.train([subject("rex"), subject("mia_", max_train_steps=2)])
     assert list(failures) == ["rex"]
     assert "the loss became inf" in failures["rex"]
     assert list(store.finished(["rex", "mia_"])) == ["mia_"]
     assert steps_logged(fetched(store, "rex", tmp_path / "there")) == [1]
+    # Given again, it goes on; what is left of it on the base does not matter.
+    assert not worker.train([subject("rex")])
+    assert list(store.finished(["rex"])) == ["rex"]
 
 
 def test_folders_of_the_dead_are_removed_and_those_of_the_living_stay(
