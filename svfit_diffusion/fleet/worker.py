@@ -68,7 +68,7 @@ class Worker:
 
     def train(self, pack: Sequence[FleetSubject]) -> dict[str, str]:
         """Train subjects of one group in one pass, each from its last checkpoint in the store if
-        there is one, and note there each that is done.
+        there is one, and note there each that is done; one that is already is left alone.
 
         Returns:
             Why some of them could not be trained, by name. Those that it was stopped in are neither
@@ -80,7 +80,11 @@ class Worker:
         failures: dict[str, str] = {}
         errands: dict[str, Errand] = {}
         started = time.perf_counter()
+        # A worker whose command was killed may have had the time to end one.
+        done = self._store.finished(subject.name for subject in pack)
         for subject in pack:
+            if subject.name in done:
+                continue
             try:
                 errands[subject.name] = Errand(subject, self._store, self._scratch.path)
             except (ConfigError, DataError) as error:

@@ -116,6 +116,8 @@ def test_packs_follow_each_other_on_one_base(
         "tom__": 2,
     }
     assert all(record["worker_seconds"] > 0 for record in records.values())
+    assert not worker.train([rex, tom])
+    assert store.finished(records) == records  # not again
     assert not worker.seen().steps
     assert not list((tmp_path / "scratch").glob("*/runs/*"))
     worker.close()
