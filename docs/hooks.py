@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from posixpath import dirname, join, normpath, relpath
 from typing import Any
@@ -86,13 +86,15 @@ def _commands() -> str:
     context: Any = command.make_context("svfit", [], resilient_parsing=True)
     text: str = get_docs_for_click(obj=command, ctx=context, name="svfit", title="Commands")
     return text + (
-        "\n`svfit train` takes the [settings of a training](settings.md) as flags; "
+        "\n`svfit train` takes the [settings of a training](settings.md) as flags, `svfit fleet "
+        "train` after its file these and [those of a fleet](settings.md#of-a-fleet); "
         "`svfit app --help` lists those of the [app](../app.md).\n"
     )
 
 
 def _settings() -> str:
-    """Every setting of a training, its default and its meaning."""
+    """Every setting of a training, and of a fleet, its default and its meaning."""
+    from svfit_diffusion.fleet.settings import FleetSettings
     from svfit_diffusion.training import TrainingConfig
 
     lines = [
@@ -103,13 +105,19 @@ def _settings() -> str:
         "off by `--no_` before its name. Flags go before what the file says.",
         "",
     ]
-    for field in dataclasses.fields(TrainingConfig):
+    lines += [*_fields(TrainingConfig), "## Of a fleet", ""]
+    lines += ["Further flags of [`svfit fleet train`](../fleet.md).", "", *_fields(FleetSettings)]
+    return "\n".join(lines) + "\n"
+
+
+def _fields(kind: Any) -> Iterator[str]:
+    """The settings of a dataclass, as lines."""
+    for field in dataclasses.fields(kind):
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         shown = "" if default in (None, "", []) else f", by default `{_plain(default)}`"
-        lines += [f"**`--{field.name}`**{shown}", "", field.metadata["help"], ""]
-    return "\n".join(lines) + "\n"
+        yield from (f"**`--{field.name}`**{shown}", "", field.metadata["help"], "")
 
 
 def _plain(value: Any) -> str:

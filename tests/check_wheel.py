@@ -40,6 +40,7 @@ STEPS = [
     ("python", "-c", "import svfit_diffusion; print(svfit_diffusion.__version__)"),
     ("svfit", "--help"),
     ("svfit", "doctor"),
+    ("svfit", "fleet", "train", "--help"),
     ("svfit", "plan", TOYBOX),
     ("svfit", "info", ADAPTER, "--base", TOYBOX, "--layers", "2"),
     (

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from svfit_diffusion.cli import adapters, basis, doctor, exchange, generate, plan, train, web
+from svfit_diffusion.cli import adapters, basis, doctor, exchange, fleet, generate, plan, train, web
+from svfit_diffusion.cli.options import OWN_PARSER
 from svfit_diffusion.errors import SVFitError
 from svfit_diffusion.version import __version__
 
@@ -36,10 +37,7 @@ def _options(
     """What comes before a command."""
 
 
-# Their words are left to parsers of their own.
-_OWN_PARSER = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-
-app.command("train", cls=train.TrainCommand, context_settings=_OWN_PARSER)(train.train)
+app.command("train", cls=train.TrainCommand, context_settings=OWN_PARSER)(train.train)
 app.command("generate")(generate.generate)
 app.command("export")(exchange.export)
 app.command("import")(exchange.import_)
@@ -48,8 +46,9 @@ app.command("merge")(adapters.merge)
 app.command("convert")(adapters.convert)
 app.command("diff")(adapters.diff)
 app.add_typer(basis.app, name="basis")
+app.add_typer(fleet.app, name="fleet")
 app.command("plan")(plan.plan)
-app.command("app", context_settings=_OWN_PARSER)(web.web)
+app.command("app", context_settings=OWN_PARSER)(web.web)
 app.command("doctor")(doctor.doctor)
 
 

@@ -48,6 +48,9 @@ IgnoreMismatch = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
+OWN_PARSER = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+"""Of commands whose words are left to parsers of their own."""
+
 _ON_ONE_LINE = 3
 
 

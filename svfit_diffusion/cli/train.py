@@ -20,18 +20,27 @@ class TrainCommand(TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:
         """The settings of a training too, where the shell asks what to complete."""
         own: list[Any] = super().get_params(ctx)
-        return own + _settings() if ctx.resilient_parsing else own
+        return own + _options(self.helps()) if ctx.resilient_parsing else own
+
+    def helps(self) -> dict[str, str]:
+        """The flags, and what each says of itself."""
+        return helps_of_settings() | {
+            "subjects": "YAML list of subjects, or a folder of folders of photos.",
+            "subjects_at_once": "How many of them to train in one pass.",
+        }
 
 
-def _settings() -> list[Any]:
-    """The settings of a training as options of typer's."""
+def helps_of_settings() -> dict[str, str]:
+    """The settings of a training, and what each says of itself."""
     from svfit_diffusion.training.config import TrainingConfig
 
     fields = TrainingConfig.__dataclass_fields__
     helps = {name: field.metadata["help"] for name, field in fields.items()}
-    helps["config"] = "YAML file of settings."
-    helps["subjects"] = "YAML list of subjects, or a folder of folders of photos."
-    helps["subjects_at_once"] = "How many of them to train in one pass."
+    return helps | {"config": "YAML file of settings."}
+
+
+def _options(helps: dict[str, str]) -> list[Any]:
+    """Settings as options of typer's, from what each says of itself."""
 
     def settings() -> None: ...
 

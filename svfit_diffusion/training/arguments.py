@@ -16,7 +16,7 @@ from svfit_diffusion.errors import ConfigError
 from svfit_diffusion.files.atomic import write_atomically
 from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.flags import FlagParser
-from svfit_diffusion.training.subject_list import SubjectList, check_apart, read_entries
+from svfit_diffusion.training.subject_list import Entry, SubjectList, check_apart, read_entries
 from svfit_diffusion.training.yaml_file import read_yaml
 
 SETTINGS_NAME = "training_config.yaml"
@@ -51,17 +51,26 @@ def parse_command(
             other's way.
     """
     parser = _parser(description, prog)
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = with_file(list(sys.argv[1:] if arguments is None else arguments), parser)
     values = parser.values(words)
-    if values.config:
-        words = [*_words_in(Path(values.config), parser), *words]
-        values = parser.values(words)
     if values.subjects is None:
         return _config(values)
     if values.subjects_at_once < 1:
         raise ConfigError(f"subjects_at_once must be at least 1, got {values.subjects_at_once}")
-    configs = _configs(Path(values.subjects), Path(values.output_dir), words, parser)
+    entries = read_entries(Path(values.subjects))
+    configs = configs_of(entries, Path(values.output_dir), words, parser)
+    check_apart(configs)
     return SubjectList(configs, values.subjects_at_once)
+
+
+def with_file(words: Sequence[str], parser: FlagParser) -> list[str]:
+    """The words of a command line, before them those of the file that it names by `--config`.
+
+    Raises:
+        ConfigError: one is wrong, or the file cannot be read.
+    """
+    path = parser.values(words).config
+    return [*(_words_in(Path(path), parser) if path else ()), *words]
 
 
 def _config(values: Namespace) -> TrainingConfig:
@@ -74,19 +83,22 @@ def _config(values: Namespace) -> TrainingConfig:
     return config
 
 
-def _configs(
-    path: Path, output: Path, words: Sequence[str], parser: FlagParser
+def configs_of(
+    entries: Sequence[Entry], output: Path, words: Sequence[str], parser: FlagParser
 ) -> dict[str, TrainingConfig]:
     """The settings of each of several subjects, by name.
 
     Args:
-        path: where they are listed.
+        entries: the subjects as they are listed.
         output: the folder for theirs.
         words: of the command line, which they have in common.
         parser: of it.
+
+    Raises:
+        ConfigError: an entry has a setting that is wrong or misspelt, or lacks one.
     """
     configs = {}
-    for entry in read_entries(path):
+    for entry in entries:
         own = {"output_dir": str(output / entry.name), **entry.settings}
         try:
             theirs = [*_words_of(own, entry.where, parser)]
@@ -96,7 +108,6 @@ def _configs(
             raise ConfigError(
                 said if said.startswith(entry.where) else f"{entry.where}: {said}"
             ) from None
-    check_apart(configs)
     return configs
 
 
@@ -125,25 +136,36 @@ def write_settings(
 
 
 def _parser(description: str, prog: str | None) -> FlagParser:
-    parser = FlagParser(TrainingConfig, description=description, prog=prog)
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        help=f"YAML file of settings by name, such as the {SETTINGS_NAME} that each run leaves "
-        f"beside its adapter; flags go before it.",
-    )
+    parser = training_parser(description=description, prog=prog)
     parser.add_argument(
         "--subjects",
         metavar="FILE",
-        help="Train several subjects on one base: a YAML list with a name, instance_data_dir, "
-        "instance_prompt and what else differs for each, or a folder with a folder of photos for "
-        "each. Theirs go into folders of output_dir.",
+        help="Train several subjects on one base: a YAML list, or lines of JSON, with a "
+        "name, instance_data_dir, instance_prompt and what else differs for each, or a folder with "
+        "a folder of photos for each. Theirs go into folders of output_dir.",
     )
     parser.add_argument(
         "--subjects_at_once",
         type=int,
         default=AT_ONCE,
         help="How many of them to train in one pass; train_batch_size is of each.",
+    )
+    return parser
+
+
+def training_parser(*others: Any, **kwargs: Any) -> FlagParser:
+    """A parser of the settings of a training, and of a file of them.
+
+    Args:
+        *others: dataclasses of further settings.
+        **kwargs: as `argparse.ArgumentParser` takes them.
+    """
+    parser = FlagParser((TrainingConfig, *others), **kwargs)
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help=f"YAML file of settings by name, such as the {SETTINGS_NAME} that each run leaves "
+        f"beside its adapter; flags go before it.",
     )
     # A switch of three positions: on, off, and as the base model is.
     parser.add_argument(

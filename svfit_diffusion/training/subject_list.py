@@ -1,4 +1,5 @@
-"""Which subjects a command is to train: entries of a YAML file, or folders in a folder.
+"""Which subjects a command is to train: entries of a YAML file, lines of JSON, or folders in a
+folder.
 
 - name: rex
   instance_data_dir: photos/rex
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from svfit_diffusion.errors import ConfigError, clipped
+from svfit_diffusion.files.json_text import parse_json
 from svfit_diffusion.training.agreement import check_common
 from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.yaml_file import read_yaml
@@ -51,12 +53,14 @@ class SubjectList:
 
 
 def read_entries(path: Path) -> list[Entry]:
-    """The subjects in a YAML file, or of the folders in a folder, whose names are theirs.
+    """The subjects in a YAML file, in the lines of a `.jsonl` file, or of the folders in a folder,
+    whose names are theirs.
 
     Raises:
         ConfigError: it cannot be read, holds none, or two of one name.
     """
-    entries = _folders(path) if path.is_dir() else _listed(path)
+    is_lines = path.suffix == ".jsonl" and not path.is_dir()
+    entries = _folders(path) if path.is_dir() else _lines(path) if is_lines else _listed(path)
     if not entries:
         raise ConfigError(f"{path} holds no subjects: expected {_EXPECTED}")
     first: dict[str, Entry] = {}
@@ -73,9 +77,15 @@ def read_entries(path: Path) -> list[Entry]:
 def check_apart(configs: Mapping[str, TrainingConfig]) -> None:
     """Raise `ConfigError` if subjects would write over each other, or differ in what is common."""
     common = next(iter(configs.values()))
-    places: dict[tuple[str, str], str] = {}
     for name, config in configs.items():
         check_common(name, vars(config), vars(common))
+    check_places(configs)
+
+
+def check_places(configs: Mapping[str, TrainingConfig]) -> None:
+    """Raise `ConfigError` if subjects would write over each other."""
+    places: dict[tuple[str, str], str] = {}
+    for name, config in configs.items():
         own = {"output_dir": str(Path(config.output_dir).resolve())}
         if config.push_to_hub and config.hub_model_id:
             own["hub_model_id"] = config.hub_model_id
@@ -89,7 +99,7 @@ def check_apart(configs: Mapping[str, TrainingConfig]) -> None:
 
 
 _EXPECTED = (
-    "a folder of photos for each subject, or a YAML list of entries such as "
+    "a folder of photos for each subject, or a YAML list, or lines of JSON, of entries such as "
     "{name: rex, instance_data_dir: photos/rex, instance_prompt: a photo of sks dog}"
 )
 
@@ -103,11 +113,27 @@ def _listed(path: Path) -> list[Entry]:
     found = read_yaml(path, "subjects")
     if not isinstance(found, list):
         raise ConfigError(f"{path} holds {clipped(found)!r}, expected {_EXPECTED}")
-    return [_entry(path, number, settings) for number, settings in enumerate(found, 1)]
+    return [_entry(f"{path}, entry {n}", settings) for n, settings in enumerate(found, 1)]
 
 
-def _entry(path: Path, number: int, settings: Any) -> Entry:
-    where = f"{path}, entry {number}"
+def _lines(path: Path) -> list[Entry]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read the subjects in {path}: {error}") from None
+    return [_line(f"{path}, line {n}", line) for n, line in enumerate(lines, 1) if line.strip()]
+
+
+def _line(where: str, line: str) -> Entry:
+    try:
+        return _entry(where, parse_json(line))
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{where} is no JSON ({error}), expected {_EXPECTED}") from None
+
+
+def _entry(where: str, settings: Any) -> Entry:
     if not isinstance(settings, dict) or not isinstance(settings.get("name"), str | int):
         raise ConfigError(f"{where} is {clipped(settings)!r} without a name, expected {_EXPECTED}")
     name = str(settings["name"])

@@ -64,6 +64,9 @@ def test_the_nearest_spelling_is_named(words: list[str], meant: str) -> None:
 def test_train_and_app_explain_their_own_flags() -> None:
     assert "--pretrained_model_name_or_path" in svfit("train", "--help").out
     assert "--max_photos" in svfit("app", "--help").out
+    said = svfit("fleet", "train", "--help").out
+    assert "--subjects_per_pass" in said
+    assert "--pretrained_model_name_or_path" in said
 
 
 def test_completion_knows_the_settings_of_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,6 +80,7 @@ def test_completion_knows_the_settings_of_a_training(monkeypatch: pytest.MonkeyP
         "--instance_data_dir",
         "--instance_prompt",
     ]
+    assert complete("svfit fleet train --subjects") == ["--subjects_per_pass"]
     assert complete("svfit export --ra") == ["--rank"]
     assert complete("svfit gen") == ["generate"]
 

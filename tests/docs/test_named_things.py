@@ -17,6 +17,8 @@ from doc_pages import NAMES, PAGES, ROOT, blocks, codes, commands, tokens
 
 from app.settings import AppSettings, Limits
 from svfit_diffusion.cli.main import app
+from svfit_diffusion.fleet.settings import FleetSettings
+from svfit_diffusion.fleet.subjects import parse_fleet
 from svfit_diffusion.training.arguments import parse_command
 from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.flags import FlagParser
@@ -50,6 +52,8 @@ def understand(words: list[str]) -> None:
         subprocess.run(["make", "--dry-run", *words[1:]], check=True, capture_output=True)
     elif words[:2] == ["svfit", "train"]:
         parse_command(words[2:])
+    elif words[:3] == ["svfit", "fleet", "train"]:
+        parse_fleet(words[3:])
     elif words[:2] == ["svfit", "app"]:
         FlagParser((AppSettings, Limits)).values(words[2:])
     elif words[0] == "svfit":
@@ -63,7 +67,7 @@ def known_flags() -> set[str]:
     files = [f for folder in ("svfit_diffusion", "benchmarks", "samples") for f in python(folder)]
     text = "\n".join(file.read_text(encoding="utf-8") for file in files)
     written = re.findall(r'(?<=["/])--\w[\w-]*', text)
-    kinds = (TrainingConfig, AppSettings, Limits)
+    kinds = (TrainingConfig, FleetSettings, AppSettings, Limits)
     names = [field.name for kind in kinds for field in dataclasses.fields(kind)]
     settings = {f"--{prefix}{name}" for name in names for prefix in ("", "no_")}
     commands_ = [*SVFIT.commands.values(), *SVFIT.commands["basis"].commands.values()]

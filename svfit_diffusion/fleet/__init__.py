@@ -1,0 +1,1 @@
+"""Many subjects over many machines: trained by workers on Ray."""
