@@ -56,6 +56,7 @@ def caption(
     rng: np.random.Generator,
     companion: str | None = None,
     telling: bool = False,
+    named_share: float = NONSENSE_SHARE,
 ) -> str:
     """Describe a composed picture in one of the many ways the model has to understand.
 
@@ -67,9 +68,10 @@ def caption(
         rng: decides the wording.
         companion: what stands beside it, if anything, as a noun phrase without an article.
         telling: name the design by the opening, rather than call most of them photos.
+        named_share: how often a nonsense word stands before the thing.
     """
     noun = f"{colour} {concept}" if colour else concept
-    is_named = rng.random() < NONSENSE_SHARE
+    is_named = rng.random() < named_share
     if is_named:
         noun = f"{nonsense_word(rng)} {noun}"
     if rng.random() >= BARE_NOUN_SHARE:

@@ -13,7 +13,14 @@ from diffusers import AutoencoderKL, FluxPipeline
 
 from .evaluate import write_metrics
 from .flow_data import FlowExamples, learn_tokenizer
-from .flow_export import FLOW_SAMPLING, UNDISTILLED, assemble_flow, look, save_flow
+from .flow_export import (
+    FLOW_SAMPLING,
+    UNDISTILLED,
+    assemble_flow,
+    look,
+    save_flow,
+    take_weights,
+)
 from .flow_guidance import GuidedFlow
 from .flow_latents import TEACHER, encode_parts
 from .flow_model import FlowModel, Shape
@@ -57,6 +64,8 @@ class Plan:
         guiding: schedule of what follows, in which guidance is learned too.
         judged: pictures that the judges are fitted on.
         seed: of all trainings.
+        start: folder of a pipeline whose weights `train` begins with, rather than random ones; the
+            tokenizer has to be its own.
     """
 
     parts: int = 30
@@ -81,6 +90,7 @@ class Plan:
     )
     judged: int = 9000
     seed: int = 21
+    start: Path | None = None
 
 
 def new_model(work: Path, plan: Plan) -> FlowModel:
@@ -104,7 +114,10 @@ def _learned(work: Path, plan: Plan) -> tuple[FluxPipeline, int, dict[str, Any]]
 
 
 def _train(work: Path, plan: Plan, device: torch.device) -> None:
-    model = new_model(work, plan).to(device)
+    model = new_model(work, plan)
+    if plan.start is not None:
+        take_weights(model, plan.start)
+    model.to(device)
     examples = FlowExamples.load(work, model)
     train_flow(model, examples, flow_loss, work / _FLOW, plan.schedule, plan.seed, device)
 
@@ -135,7 +148,7 @@ def run_stage(stage: str, work: Path, plan: Plan, device: torch.device, threads:
     elif stage == "export":
         save_flow(_learned(work, plan)[0], work / _EXPORTED)
     elif stage == "judges" and not (work / _JUDGES / "judges.json").exists():
-        judged = draw_judged_pool(work, threads, plan.recipe, plan.judged)
+        judged = draw_judged_pool(work, threads, replace(plan.recipe, varied=0.0), plan.judged)
         vae = AutoencoderKL.from_pretrained(work / "vae").eval()
         judges = fit_judges(judged, vae, learn_tokenizer(work), plan.seed)
         judges.save(work / _JUDGES)
@@ -154,12 +167,13 @@ def main() -> None:
     parser.add_argument("--stage", choices=(*STAGES, "samples", "all"), required=True)
     parser.add_argument("--parts", type=int, default=plan.parts, help="of 2000 pictures each")
     parser.add_argument("--steps", type=int, help="of the training that the stage is, in all")
+    parser.add_argument("--start", type=Path, help="pipeline whose weights `train` begins with")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.set_float32_matmul_precision("high")  # of GPUs; CPUs have no such thing
-    plan = replace(plan, parts=options.parts)
+    plan = replace(plan, parts=options.parts, start=options.start)
     if options.steps is not None:
         if options.stage not in _SCHEDULES:
             parser.error(f"--steps is for one of the stages {', '.join(_SCHEDULES)}")

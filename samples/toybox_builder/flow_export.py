@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
 from PIL import Image
 
@@ -46,6 +47,14 @@ def assemble_flow(model: FlowModel, vae: AutoencoderKL) -> FluxPipeline:
         tokenizer_2=model.sequence_tokenizer,
         transformer=model.transformer,
     )
+
+
+def take_weights(model: FlowModel, folder: Path) -> None:
+    """Give a model the weights of a pipeline that `save_flow` wrote."""
+    pipeline = FluxPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    model.transformer.load_state_dict(pipeline.transformer.state_dict())
+    model.pooled_encoder.load_state_dict(pipeline.text_encoder.state_dict())
+    model.sequence_encoder.load_state_dict(pipeline.text_encoder_2.state_dict())
 
 
 def look(pipeline: FluxPipeline, settings: dict[str, Any], seed: int = 7) -> Image.Image:

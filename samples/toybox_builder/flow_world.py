@@ -27,6 +27,7 @@ FLOW_RECIPE = Recipe(
     ),
     tilted=0.25,
     accompanied=0.1,
+    varied=0.6,
     telling=True,
 )
 

@@ -11,14 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-from .captions import caption
+from .captions import NONSENSE_SHARE, caption
 from .compose import COLOURS, LATENT_SIZE, compose, recolour, tilt
 from .concepts import SET_WEIGHTS, Concept, Sprite, fetch_sprites, sprite_weights
 from .files import replace_file
 from .scenes import SCENES, SIZE, draw_scene
+from .variation import vary
 
 RECOLOUR_SHARE = 0.3
 CAPTIONS_PER_IMAGE = 3
+VARIED_NAMED_SHARE = 0.8
+"""How often another design of a thing has a name: a nonsense word, as a subject will have."""
 
 _CHUNK = 2000
 
@@ -36,6 +39,7 @@ class Recipe:
         set_weights: how often each art set is drawn from.
         tilted, accompanied: shares of the pictures whose thing is turned by some degrees, has
             another thing beside it.
+        varied: share of the pictures that show another design of the thing than the art's.
         telling: captions tell the art sets apart.
     """
 
@@ -47,6 +51,7 @@ class Recipe:
     set_weights: tuple[tuple[str, float], ...] = tuple(SET_WEIGHTS.items())
     tilted: float = 0.0
     accompanied: float = 0.0
+    varied: float = 0.0
     telling: bool = False
 
 
@@ -84,7 +89,11 @@ class _Composer:
         """A picture, the mask of its things, its captions and its labels."""
         rng, recipe = self._rng, self._recipe
         sprite = self._sprites[int(rng.choice(len(self._sprites), p=self._weights))]
-        concept, (rgba, colour) = sprite.concept, self._coloured(sprite, RECOLOUR_SHARE)
+        concept, named_share = sprite.concept, NONSENSE_SHARE
+        if recipe.varied and rng.random() < recipe.varied:
+            rgba, colour, named_share = vary(sprite.rgba, rng), None, VARIED_NAMED_SHARE
+        else:
+            rgba, colour = self._coloured(sprite, RECOLOUR_SHARE)
         scene_index = int(rng.choice(len(SCENES), p=self._scene_weights))
         scene = SCENES[scene_index]
         background = self._backgrounds[scene_index][int(rng.integers(recipe.backgrounds))]
@@ -97,7 +106,16 @@ class _Composer:
         else:
             image, mask = compose(rgba, background, rng, recipe.scale, recipe.shift)
         captions = [
-            caption(concept.name, colour, scene, sprite.set_name, rng, companion, recipe.telling)
+            caption(
+                concept.name,
+                colour,
+                scene,
+                sprite.set_name,
+                rng,
+                companion,
+                recipe.telling,
+                named_share,
+            )
             for _ in range(CAPTIONS_PER_IMAGE)
         ]
         return image, mask, captions, (concept.name, colour, scene.name)

@@ -19,7 +19,7 @@ from samples.toybox_builder import flow, flow_data, flow_train, flow_vae, flow_w
 from samples.toybox_builder.art import HELD_OUT_SETS
 from samples.toybox_builder.concepts import CORE_CONCEPTS, Concept, Sprite
 from samples.toybox_builder.flow import Plan, new_model, run_stage
-from samples.toybox_builder.flow_export import FLOW_SAMPLING, assemble_flow
+from samples.toybox_builder.flow_export import FLOW_SAMPLING, assemble_flow, save_flow
 from samples.toybox_builder.flow_guidance import GuidedFlow
 from samples.toybox_builder.flow_latents import load_frozen
 from samples.toybox_builder.flow_model import FlowModel, Shape, pack
@@ -31,6 +31,7 @@ from samples.toybox_builder.scenes import SCENES, draw_scene
 from samples.toybox_builder.subjects import Subject
 from samples.toybox_builder.tokenizer import MAX_LENGTH, sequence_tokenizer, train_tokenizer
 from samples.toybox_builder.training import Schedule, Training
+from samples.toybox_builder.variation import other_hues, vary
 
 HELD_BACK = 4
 CPU = torch.device("cpu")
@@ -38,7 +39,7 @@ SHAPE = Shape(channels=4, heads=2, head_width=16, double=1, single=1, text_width
 PLAN = Plan(
     parts=2,
     part=12,
-    recipe=Recipe(size=128, sprite_size=32, backgrounds=1, tilted=0.5, accompanied=0.5),
+    recipe=Recipe(size=128, sprite_size=32, backgrounds=1, tilted=0.5, accompanied=0.5, varied=0.5),
     vae=Schedule(steps=4, batch_size=2),
     shape=SHAPE,
     schedule=Schedule(steps=4, batch_size=4),
@@ -276,6 +277,47 @@ def test_stages_to_the_end(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = json.loads((work / "toybox_flow" / "model_index.json").read_text())
     assert index["_class_name"] == "FluxPipeline"
     assert index["tokenizer_2"][1] == "PreTrainedTokenizerFast"
+
+
+def test_training_begins_with_the_weights_of_a_pipeline(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[FlowModel] = []
+    monkeypatch.setattr(flow, "train_flow", lambda model, *_: begun.append(model))
+    tokenizer = sequence_tokenizer(work / "tokenizer")
+    torch.manual_seed(5)
+    started = FlowModel(new_model(work, PLAN).tokenizer, tokenizer, SHAPE)
+    save_flow(assemble_flow(started, AutoencoderKL.from_pretrained(work / "vae")), tmp_path / "p")
+    run_stage("train", work, replace(PLAN, start=tmp_path / "p"), CPU, threads=1)
+    for name, module in started.modules.items():
+        for key, value in begun[0].modules[name].state_dict().items():
+            # As stored in half precision.
+            assert torch.equal(value, module.state_dict()[key].half().float()), (name, key)
+
+
+def test_other_designs_are_of_the_same_size_and_of_no_end() -> None:
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[-1:1:48j, -1:1:48j]
+    disc = np.zeros((48, 48, 4), np.uint8)
+    disc[rows**2 + columns**2 < 0.6] = (200, 120, 40, 255)
+    disc[:, 30:, :3] = 0
+    designs = [vary(disc, rng) for _ in range(20)]
+    assert {design.shape for design in designs} == {disc.shape}
+    assert len({design.tobytes() for design in designs}) == 20
+    covered = [(design[..., 3] > 128).mean() / (disc[..., 3] > 128).mean() for design in designs]
+    assert 0.55 < min(covered) < max(covered) < 1.3
+    hues = {other_hues(disc, rng)[24, 24].tobytes() for _ in range(20)}
+    assert len(hues) > 15
+    assert not other_hues(disc, rng)[24, 36, :3].any()  # black stays black
+
+
+def test_other_designs_have_names(work: Path) -> None:
+    recipe = replace(PLAN.recipe, varied=1.0, accompanied=0.0)
+    ((_, part),) = pool.draw_parts(work, FLOW_CONCEPTS, {1: 40}, 1, recipe)
+    named = re.compile(r" (?:an? )?(?!an? )[a-z]{2,4} (?:dog|cat|bear)")
+    shares = [bool(named.search(text)) for texts in part.captions for text in texts]
+    assert 0.7 < sum(shares) / len(shares) < 0.9
+    assert not any(colour for _, colour, _ in part.labels)
 
 
 def test_pool_parts_are_drawn_once(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
