@@ -53,7 +53,11 @@ class WeightPlace:
     @property
     def is_untouched(self) -> bool:
         """Whether the weight in place is the one last seen here, moved or cast perhaps."""
-        return self._mark is None or self._mark.fits(self.current)
+        if self._mark is None:
+            return True
+        # One of another class was quantised or sharded since.
+        is_plain = type(self.current) in (nn.Parameter, Tensor)
+        return is_plain and self._mark.fits(self.current)
 
     def see(self) -> None:
         """Take the weight in place for the one that should be there."""
