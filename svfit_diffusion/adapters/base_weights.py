@@ -84,8 +84,8 @@ def _refuse_strange(path: str, layer: nn.Module) -> None:
         )
     if type(weight) is not nn.Parameter:
         raise BasisError(
-            f"{path}: cannot decompose a {type(weight).__name__} (a sharded weight, or a quantised "
-            f"one of other kinds than {KNOWN}); load the base model unquantised and whole"
+            f"{path}: cannot decompose a {type(weight).__name__} (a quantised or sharded weight); "
+            f"load the base model unquantised and whole, or quantised by {KNOWN}"
         )
 
 

@@ -12,7 +12,7 @@ from svfit_diffusion.adapters.base_weights import base_weights
 from svfit_diffusion.adapters.components import Models, adapter_names, refuse_change
 from svfit_diffusion.adapters.injection import Injection
 from svfit_diffusion.adapters.matching import match_layers
-from svfit_diffusion.adapters.quantised import spelled
+from svfit_diffusion.adapters.quantised import quantizations_in, spelled
 from svfit_diffusion.adapters.targets import shiftable_layers
 from svfit_diffusion.adapters.verification import check_base, check_sketches, with_vectors
 from svfit_diffusion.errors import AdapterNameError, CheckpointError, ConfigError
@@ -167,7 +167,7 @@ def _part(adapter: Adapter, component: str, models: Models) -> _Part:
     known = injection.at_hand({path: delta.numel() for path, delta in deltas.items()})
     base = base_weights(model, {path: layers[path] for path in deltas if path not in known})
     quantization = spelled(
-        [*base.quantizations, *(injection.layers[path].quantization for path in known)]
+        [*quantizations_in(base), *(injection.layers[path].quantization for path in known)]
     )
     digests = known | base.digests
     return _Part(component, injection, deltas, sketches, base, digests, quantization)

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from svfit_diffusion.adapters.layers import SHIFTABLE, Shiftable
 from svfit_diffusion.errors import BasisError
 from svfit_diffusion.spectrum.basis import Packed
+from svfit_diffusion.spectrum.cache import BaseWeights
 
-KNOWN = "bitsandbytes' nf4, fp4 and int8, torchao's, GGUF's and float8 layerwise casting"
+KNOWN = "bitsandbytes, torchao, GGUF or float8 layerwise casting"
 """The quantisations that are known, for messages."""
 
 _INT8_STEPS = 127
+_CASTING = "layerwise_casting"  # as diffusers' hooks name it
 
 
 def quantization_of(layer: nn.Module, weight: Tensor) -> str:
@@ -33,9 +35,8 @@ def quantization_of(layer: nn.Module, weight: Tensor) -> str:
     """
     kind: Any = type(weight)
     if kind in (nn.Parameter, Tensor):
-        # A float8 weight of another class has its scale somewhere else.
         is_float8 = weight.is_floating_point() and weight.element_size() == 1
-        return _name(weight.dtype) if is_float8 and type(layer) in SHIFTABLE else ""
+        return _name(weight.dtype) if is_float8 and _is_cast(layer) else ""
     if kind.__name__ in ("Params4bit", "Int8Params") and kind.__module__.startswith("bitsandbytes"):
         is_int8 = kind.__name__ == "Int8Params"
         return f"bitsandbytes {'int8' if is_int8 else getattr(weight, 'quant_type', '4-bit')}"
@@ -50,6 +51,11 @@ def quantization_of(layer: nn.Module, weight: Tensor) -> str:
 def spelled(quantizations: Iterable[str]) -> str:
     """What `quantization_of` says of several layers, in one phrase; `""` if none is quantised."""
     return ", ".join(sorted(set(quantizations) - {""}))
+
+
+def quantizations_in(base: BaseWeights) -> list[str]:
+    """What `quantization_of` says of those of some weights that are quantised."""
+    return [w.quantization for w in base.weights.values() if isinstance(w, Packed)]
 
 
 def weight_shape(layer: Shiftable) -> torch.Size:
@@ -137,6 +143,14 @@ def _from_int8(layer: Any, weight: Any) -> Tensor:
         )
     dense: Tensor = values.float() * (scale.float().to(values.device)[:, None] / _INT8_STEPS)
     return dense
+
+
+def _is_cast(layer: Any) -> bool:
+    """Whether diffusers' layerwise casting is on a layer; a float8 weight of another class of layer
+    has its scale somewhere else.
+    """
+    registry = getattr(layer, "_diffusers_hook", None)
+    return type(layer) in SHIFTABLE and bool(registry and registry.get_hook(_CASTING))
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from svfit_diffusion.adapters.base_weights import base_weights
 from svfit_diffusion.adapters.components import Models, models_of
-from svfit_diffusion.adapters.quantised import spelled
+from svfit_diffusion.adapters.quantised import quantizations_in, spelled
 from svfit_diffusion.adapters.targets import shiftable_layers
 from svfit_diffusion.errors import InterchangeError, clipped
 from svfit_diffusion.files.adapter import Adapter
@@ -157,7 +157,7 @@ def _said(model: nn.Module, changes: Mapping[str, Factors | Tensor]) -> _Said:
     deltas = {path: delta for path, delta in deltas.items() if delta.numel()}
     sketches = {path: sketch(bases[path], delta) for path, delta in deltas.items()}
     norms = {path: _norm(change) for path, change in changes.items()}
-    prints, quantization = base.fingerprint(deltas), spelled(base.quantizations)
+    prints, quantization = base.fingerprint(deltas), spelled(quantizations_in(base))
     return _Said(deltas, sketches, prints, quantization, norms)
 
 

@@ -154,7 +154,7 @@ def canonical_weight(weight: Tensor | Packed) -> Tensor:
     if not weight.is_floating_point() or weight.element_size() == 1:
         raise BasisError(
             f"cannot decompose a weight of dtype {weight.dtype}: load the base model unquantised, "
-            f"in float32, float16 or bfloat16; float8 layerwise casting goes on after the adapter"
+            f"in float32, float16 or bfloat16; enable_layerwise_casting() may store it in float8"
         )
     rounded = as_matrix(weight.detach()).to(torch.float16)
     # One sum instead of a mask: NaN and infinity pass into it, and finite float16s do not overflow.

@@ -81,13 +81,6 @@ class BaseWeights:
             {path: self.digests[path] for path in chosen},
         )
 
-    @property
-    def quantizations(self) -> set[str]:
-        """What those of the weights that are quantised are quantised as."""
-        return {
-            weight.quantization for weight in self.weights.values() if isinstance(weight, Packed)
-        }
-
     def fingerprint(self, paths: Iterable[str] | None = None) -> str:
         """`fingerprint` of these layers."""
         return fingerprint(self.digests, paths)

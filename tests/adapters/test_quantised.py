@@ -189,7 +189,7 @@ def test_projections_that_are_fused_are_refused() -> None:
     quantise(pipe.unet, "float8_e4m3fn")
     base = run_pipeline(pipe)
     put_adapter(models_of(pipe), adapter, "a", ignore_base_mismatch=True, show_progress=False)
-    with pytest.raises(StateError, match="fused.*unfuse_qkv_projections"):
+    with pytest.raises(StateError, match=r"fused.*unfuse_qkv_projections"):
         pipe.set_svfit_adapters("a")
     assert torch.equal(run_pipeline(pipe), base)
 
