@@ -22,6 +22,7 @@ KNOWN = "bitsandbytes, torchao, GGUF or float8 layerwise casting"
 """The quantisations that are known, for messages."""
 
 _INT8_STEPS = 127
+_CAST = (torch.float32, torch.float16, torch.bfloat16)
 _CASTING = "layerwise_casting"  # as diffusers' hooks name it
 
 
@@ -56,6 +57,22 @@ def spelled(quantizations: Iterable[str]) -> str:
 def quantizations_in(base: BaseWeights) -> list[str]:
     """What `quantization_of` says of those of some weights that are quantised."""
     return [w.quantization for w in base.weights.values() if isinstance(w, Packed)]
+
+
+def holds_quantised(model: nn.Module) -> bool:
+    """Whether a model has quantised layers."""
+    layers = [module for module in model.modules() if isinstance(module, SHIFTABLE)]
+    return any(quantization_of(layer, layer.weight) for layer in layers)
+
+
+def cast_what_is_not_quantised(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast the parameters and buffers of a model in place, but for those of quantised layers."""
+    for module in model.modules():
+        if isinstance(module, SHIFTABLE) and quantization_of(module, module.weight):
+            continue
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if tensor.dtype in _CAST:
+                tensor.data = tensor.data.to(dtype)
 
 
 def weight_shape(layer: Shiftable) -> torch.Size:
