@@ -24,7 +24,9 @@ def _four_bit(layer: nn.Linear) -> nn.Module:
         compute_dtype=torch.float32,
         quant_type="nf4",
     )
-    own.weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
+    own.weight = bnb.nn.Params4bit(
+        layer.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=False
+    )
     return _with_bias(own, layer).to("cpu")
 
 

@@ -81,6 +81,11 @@ def read_bitsandbytes(path: Path) -> dict[str, Any]:
     return settings
 
 
+def quantization_named(path: Path) -> Quantization:
+    """Which of `QUANTIZATIONS` a file with bitsandbytes' settings means; `ConfigError` if none."""
+    return "nf4" if read_bitsandbytes(path).get("load_in_4bit") else "int8"
+
+
 def loading_arguments(
     name: str | None, config_path: str | None, denoiser: str, dtype: torch.dtype
 ) -> dict[str, Any]:

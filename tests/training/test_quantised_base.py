@@ -64,7 +64,7 @@ def test_a_base_is_quantised_while_it_is_loaded(
     assert trainer.adapter().metadata.quantization == {"unet": kind}
     saved = tmp_path / "adapter"
     trainer.save(saved)
-    image = trainer.generate(["a photo of sks dog"])
+    image = trainer.generate(["a photo of sks dog"], 1)
     assert image
     with pytest.raises(BaseMismatchError, match=rf"unet is quantised as {kind}, and .* is not"):
         tiny.make_tiny_pipeline().load_svfit_weights(saved, show_progress=False)
