@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -53,6 +53,23 @@ def base_weights(model: nn.Module, layers: Mapping[str, Shiftable]) -> BaseWeigh
     if any(weight.dtype == torch.bfloat16 for weight in dense.values()):
         dense = _stored_weights(model, dense) or dense
     return read_base({path: quantised.get(path) or dense[path] for path in layers})
+
+
+def stored_bases(model: Any, paths: Iterable[str]) -> Iterator[BaseWeights]:
+    """What the weights of some layers may have been before they were quantised: those under their
+    names in files that a model was loaded from, mapped; none where the files are gone.
+
+    Raises:
+        BasisError: one is not finite.
+    """
+    wanted = list(paths)
+    source = getattr(getattr(model, "config", None), "_name_or_path", "")
+    for folder, variant in itertools.product(model_folders(source), ("", "fp16")):
+        stored = stored_tensors(folder, [f"{path}.weight" for path in wanted], variant)
+        found = {path: stored.get(f"{path}.weight") for path in wanted}
+        dense = {path: w for path, w in found.items() if w is not None and w.element_size() > 1}
+        if wanted and len(dense) == len(wanted):
+            yield read_base(dense)
 
 
 def weights_of_models(models: Models, target: str | tuple[str, ...]) -> BaseWeights:

@@ -74,7 +74,9 @@ class ShiftedProjection:
                 `(parts, r)`, one for each of so many equal parts of the rows.
         """
         shifted, layer = self._shifted, self._shifted.layer
-        weight, bias = layer.weight, layer.bias
+        # Detached: a backward pass finds the memory that was computed with, whatever offloading
+        # puts in the parameter meanwhile.
+        weight, bias = layer.weight.detach(), layer.bias
         if self._place != (weight.device, weight.dtype):
             self._follow_move()
         parts, merges = delta.numel() // delta.shape[-1], self._merges(x, delta)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from svfit_diffusion.adapters.base_weights import base_weights
+from svfit_diffusion.adapters.base_weights import base_weights, stored_bases
 from svfit_diffusion.adapters.components import Models, adapter_names, refuse_change
 from svfit_diffusion.adapters.injection import Injection
 from svfit_diffusion.adapters.matching import match_layers
@@ -166,6 +166,11 @@ def _part(adapter: Adapter, component: str, models: Models) -> _Part:
     sketches = {paths[path]: s for path, s in adapter.sketches.get(component, {}).items()}
     known = injection.at_hand({path: delta.numel() for path, delta in deltas.items()})
     base = base_weights(model, {path: layers[path] for path in deltas if path not in known})
+    expected = adapter.metadata.fingerprints.get(component)
+    if quantizations_in(base) and expected not in (None, fingerprint(known | base.digests)):
+        # An adapter of this base before it was quantised: by the same vectors it does the same.
+        alike = stored_bases(model, base.weights)
+        base = next((s for s in alike if fingerprint(known | s.digests) == expected), base)
     quantization = spelled(
         [*quantizations_in(base), *(injection.layers[path].quantization for path in known)]
     )

@@ -35,8 +35,10 @@ def check_base(
             raise BaseMismatchError(
                 f"the adapter was trained on a base model whose {component} is "
                 f"{_as_quantised(trained_on)}, and the one here is {_as_quantised(quantization)}: "
-                f"load that base in the same way, or {way_out}, since what an adapter does to "
-                f"either differs little where they are one model"
+                f"its singular vectors are others, by which the adapter does something else, by a "
+                f"third at 8 bits and altogether at 4; load that base in the same way, or make a "
+                f"LoRA of the adapter on it (svfit export), which fits both, or {way_out} all the "
+                f"same"
             )
         raise BaseMismatchError(
             f"the adapter was trained on another base model: its {component} belongs to "

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from merged import Expected, check_output, make_adapter, merge_pipeline, merged
 from quantised_models import EVERY_KIND, computed_weight, dequantised, is_quantised, quantise
-from tiny import make_tiny_pipeline, make_tiny_unet, run_pipeline, run_unet, unet_inputs
+from tiny import (
+    make_tiny_pipeline,
+    make_tiny_unet,
+    run_pipeline,
+    run_unet,
+    save_tiny_pipeline,
+    unet_inputs,
+)
 from torch import nn
 
 from svfit_diffusion import BaseMismatchError, BasisError, StateError, inject, sigma_parameters
@@ -18,10 +28,13 @@ from svfit_diffusion.adapters.injection import Injection
 from svfit_diffusion.adapters.layers import ShiftedLayer
 from svfit_diffusion.adapters.loading import put_adapter
 from svfit_diffusion.adapters.quantised import dense_weight, quantization_of, weight_shape
+from svfit_diffusion.files.adapter import Adapter
+from svfit_diffusion.files.metadata import AdapterMetadata
 from svfit_diffusion.spectrum.solver import singular_basis
 
 ROUNDED_INPUTS = "bitsandbytes int8"
 """Its kernel rounds a row of inputs to 8 bits, too: 1/254 of its largest."""
+META = AdapterMetadata()
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
@@ -135,6 +148,28 @@ def test_a_quantised_base_is_another_base(kind: str) -> None:
     with pytest.raises(BaseMismatchError, match=rf"unet is quantised as {kind}, .*not quantised"):
         put(full, trained_on_quantised)
     put(full, trained_on_quantised, ignore_base_mismatch=True)
+
+
+def test_an_adapter_of_the_full_base_takes_its_vectors_from_the_files(tmp_path: Path) -> None:
+    folder = save_tiny_pipeline(tmp_path / "base")
+    full = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    adapter = adapter_of(full)
+    pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    quantise(pipe.unet, "float8_e4m3fn")
+    plain = plain_copy(pipe)
+    for path, delta in adapter.deltas["unet"].items():
+        own: Any = full.unet.get_submodule(path)
+        u, _, vh = torch.linalg.svd(own.weight.half().double(), full_matrices=False)
+        layer: Any = plain.unet.get_submodule(path)
+        layer.weight.data += ((u[:, : len(delta)] * delta) @ vh[: len(delta)]).float()
+    whole = merge_pipeline(plain, Adapter({"text_encoder": adapter.deltas["text_encoder"]}, META))
+    put(pipe, adapter)
+    torch.testing.assert_close(run_pipeline(pipe), run_pipeline(whole), rtol=0, atol=2e-3)
+    pipe.unload_svfit_weights()
+    shutil.rmtree(folder)
+    with pytest.raises(BaseMismatchError, match="svfit export"):
+        put(pipe, adapter)
 
 
 def test_half_of_the_layers_quantised() -> None:
