@@ -1,7 +1,8 @@
 """Exchanging the weights of layers: for others in their place, and back for the very same objects.
 
-While another weight is in a layer's place its own `Parameter` is kept here. Where the weight lies
-is followed: in the layer, or, under sequential CPU offload, in the map that a layer is loaded from.
+While another weight is in a layer's place its own `Parameter` is kept here, on the CPU. Where the
+weight lies is followed: in the layer, or, under sequential CPU offload, in the map that a layer is
+loaded from.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from torch import Tensor, nn
 from svfit_diffusion.adapters.layers import Shiftable
 from svfit_diffusion.adapters.marks import Mark, mark
 from svfit_diffusion.errors import StateError
-
-_SHORT = 0.1  # of an accelerator's memory free: the layers' own weights wait on the CPU
 
 
 class WeightPlace:
@@ -134,8 +133,7 @@ def commit(exchanges: Iterable[Exchange], others: Iterable[tuple[nn.Module, nn.P
             # Sequential offloading leaves a plain tensor of it.
             own = own if isinstance(own, nn.Parameter) else nn.Parameter(own, requires_grad=False)
             place.original = own
-            if _memory_is_short(own.device):
-                own.data = own.data.cpu()
+            own.data = own.data.cpu()  # an accelerator holds one copy of a weight
         place.see()
 
 
@@ -192,10 +190,3 @@ def _accelerate_hooks(layer: nn.Module) -> list[Any]:
     if hook is None:
         return []
     return list(getattr(hook, "hooks", [hook]))
-
-
-def _memory_is_short(device: torch.device) -> bool:
-    if device.type != "cuda":
-        return False
-    free, total = torch.cuda.mem_get_info(device)
-    return free < _SHORT * total
