@@ -25,8 +25,9 @@ def train(folder: Path, pipe: Any = None, steps: int = 3, **changes: Any) -> Tra
     return trainer
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
-@pytest.mark.parametrize("kind", ["float8_e4m3fn", "bitsandbytes nf4", "GGUF Q8_0"])
+@pytest.mark.parametrize(
+    ("kind", "checkpointing"), [("float8_e4m3fn", False), ("bitsandbytes nf4", True)]
+)
 def test_it_learns_what_the_dequantised_model_learns(
     kind: str, checkpointing: bool, tmp_path: Path
 ) -> None:
@@ -41,8 +42,9 @@ def test_it_learns_what_the_dequantised_model_learns(
     assert (found - expected).norm() <= 0.05 * expected.norm()
 
 
-@pytest.mark.parametrize("quantization", ["fp8", "torchao_int8"])
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize(
+    ("quantization", "precision"), [("fp8", "no"), ("fp8", "bf16"), ("torchao_int8", "bf16")]
+)
 def test_a_base_is_quantised_while_it_is_loaded(
     quantization: str, precision: str, tmp_path: Path
 ) -> None:
