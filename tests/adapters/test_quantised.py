@@ -30,6 +30,9 @@ from svfit_diffusion.adapters.loading import put_adapter
 from svfit_diffusion.adapters.quantised import dense_weight, quantization_of, weight_shape
 from svfit_diffusion.files.adapter import Adapter
 from svfit_diffusion.files.metadata import AdapterMetadata
+from svfit_diffusion.interchange import export_lora
+from svfit_diffusion.interchange.reading import read_lora
+from svfit_diffusion.spectrum.shift import shift_matrix
 from svfit_diffusion.spectrum.solver import singular_basis
 
 ROUNDED_INPUTS = "bitsandbytes int8"
@@ -170,6 +173,20 @@ def test_an_adapter_of_the_full_base_takes_its_vectors_from_the_files(tmp_path: 
     shutil.rmtree(folder)
     with pytest.raises(BaseMismatchError, match="svfit export"):
         put(pipe, adapter)
+
+
+@pytest.mark.parametrize("kind", ["bitsandbytes nf4", "GGUF Q8_0", "float8_e4m3fn"])
+def test_a_lora_is_made_on_it(kind: str, tmp_path: Path) -> None:
+    pipe = make_pipeline(kind)
+    adapter = adapter_of(plain_copy(pipe))
+    made = export_lora(pipe, adapter, tmp_path / "lora.safetensors", dtype=torch.float32)
+    assert made.error < 1e-6
+    plain = make_tiny_pipeline()
+    put(pipe, adapter)
+    found = read_lora(plain, made.path)
+    for path, shifted in Injection.of(pipe.unet).layers.items():
+        meant = shift_matrix(shifted.basis, shifted.deltas["a"].detach())
+        torch.testing.assert_close(found[f"unet.{path}"].matrix, meant, rtol=0, atol=1e-5)
 
 
 def test_half_of_the_layers_quantised() -> None:
