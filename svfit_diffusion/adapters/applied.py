@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
 from torch import Tensor, nn
 
+from svfit_diffusion.adapters.added import AddedProjection, AddedShifts
 from svfit_diffusion.adapters.drawing import nobody_draws
 from svfit_diffusion.adapters.layers import Shiftable, ShiftedLayer
 from svfit_diffusion.adapters.live import LiveProjection
@@ -39,6 +41,7 @@ class Change:
         exchanges: the weights to put in place.
         fused: modules that diffusers has fused others into, and their new weights.
         live: projections to put under the model.
+        added: projections to add to the outputs of quantised layers.
     """
 
     applied: Applied
@@ -47,6 +50,7 @@ class Change:
     exchanges: list[Exchange]
     fused: list[tuple[nn.Module, nn.Parameter]]
     live: dict[str, LiveProjection]
+    added: dict[str, AddedProjection]
 
 
 class Applied:
@@ -62,6 +66,7 @@ class Applied:
         self._layers = layers
         self._places: dict[str, WeightPlace] = {}
         self._patches = Patches(model)
+        self._added = AddedShifts(model, layers)
         self._weights: Mapping[str, float] = {}
         self._owners: RowOwners | None = None
 
@@ -102,18 +107,23 @@ class Applied:
                 place.original = None
                 place.see()
 
-    def see(self, layers: Mapping[str, Shiftable]) -> None:
-        """Remember the weights of layers that become known now."""
-        places = {path: WeightPlace(layer) for path, layer in layers.items()}
+    def see(self, layers: Mapping[str, ShiftedLayer]) -> None:
+        """Remember the weights of layers that become known now, those that can be exchanged."""
+        places = {
+            path: WeightPlace(shifted.layer)
+            for path, shifted in layers.items()
+            if not shifted.quantization
+        }
         for place in places.values():
             place.see()
         self._places |= places
 
-    def forget(self, paths: Iterable[str]) -> None:
+    def forget(self, paths: Collection[str]) -> None:
         """Forget layers whose own weights are in place."""
+        self._added.forget(paths)
         for path in paths:
-            assert self._places[path].original is None
-            del self._places[path]
+            place = self._places.pop(path, None)
+            assert place is None or place.original is None
 
     @torch.no_grad()
     def prepare(
@@ -133,14 +143,16 @@ class Applied:
             for_good: layers that none of them shifts get their own weights back in any case.
 
         Raises:
-            StateError: weights are not in memory, or were changed by something else.
+            StateError: weights are not in memory, were changed by something else, or are quantised
+                and thus cannot hold what should be fused into them.
         """
         self.refuse_foreign_changes()
         live = [] if fused else self._live_paths(weights)
         self._patches.check(live, self._modules())
+        added = self._added.of_weights(weights, owners, fused=fused)
         exchanges = {}
-        for path, shifted in self._layers.items():
-            place = self._places[path]
+        for path, place in self._places.items():
+            shifted = self._layers[path]
             if shifted.active(weights) and path not in live:
                 base = place.own.to(place.current.device)
                 exchanges[path] = exchange_for(place, shifted.merged(base, weights))
@@ -148,7 +160,8 @@ class Applied:
                 exchanges[path] = exchange
         copies = list(self._fused(exchanges))
         projections = self._live(live, weights, owners)
-        return Change(self, weights, owners, list(exchanges.values()), copies, projections)
+        changed = list(exchanges.values())
+        return Change(self, weights, owners, changed, copies, projections, added)
 
     def _fused(self, exchanges: Mapping[str, Exchange]) -> Iterator[tuple[nn.Module, nn.Parameter]]:
         """What diffusers has fused must follow its parts."""
@@ -185,14 +198,18 @@ class Applied:
             for path, shifted in self._layers.items()
             if not (projection := RowProjection(shifted, mixes, layout)).shifts_nothing
         }
-        self._patches.check(projections, self._modules())
+        added = self._added.of_rows(projections)
+        patched = {path: own for path, own in projections.items() if path not in added}
+        self._patches.check(patched, self._modules())
         base, weights, owners = self.prepare({}), self._weights, self._owners
         # To be put back without computing it anew.
         held = [Exchange(e.place, e.place.current) for e in base.exchanges]
         fused = [(module, module.get_parameter("weight")) for module, _ in base.fused]
         make([base])
         try:
-            self._patches.put(projections, self._modules(), layout.see if is_denoiser else None)
+            watch = layout.see if is_denoiser and projections else None
+            self._patches.put(patched, self._modules(), watch)
+            self._added.put(added)
             yield
         finally:
             self._patches.remove()
@@ -204,12 +221,13 @@ class Applied:
                     exchange.weight.data = exchange.weight.data.to(now.device, now.dtype)
                 commit(held, fused)
                 live = self._live(self._live_paths(weights), weights, owners)
-                self.finish(Change(self, weights, owners, held, fused, live))
+                added = self._added.of_weights(weights, owners)
+                self.finish(Change(self, weights, owners, held, fused, live, added))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """While shifts are in training: let the model be the base, at no cost."""
-        projections = self._patches.live
+        projections: list[Any] = [*self._patches.live, *self._added.acting]
         for projection in projections:
             projection.paused = True
         try:
@@ -220,7 +238,11 @@ class Applied:
 
     def _live_paths(self, weights: Mapping[str, float]) -> list[str]:
         """The layers on which these adapters are in training."""
-        return [path for path, shifted in self._layers.items() if shifted.is_live(weights)]
+        return [
+            path
+            for path, shifted in self._layers.items()
+            if not shifted.quantization and shifted.is_live(weights)
+        ]
 
     def _live(
         self, paths: Iterable[str], weights: Mapping[str, float], owners: RowOwners | None
@@ -234,6 +256,7 @@ class Applied:
         """Do what is left of a change once its weights are in place."""
         self._weights, self._owners = dict(change.weights), change.owners
         self._patches.put(change.live, self._modules(), None)
+        self._added.put(change.added)
         if change.exchanges:
             # diffusers' own step after weights were exchanged: offloading keeps references.
             _maybe_remove_and_reapply_group_offloading(self.model)

@@ -127,11 +127,13 @@ def collect_adapter(
         AdapterNameError: there is no such adapter.
     """
     check_names(models, [adapter_name])
-    deltas, fingerprints, sketches = {}, {}, {}
+    deltas, fingerprints, quantization, sketches = {}, {}, {}, {}
     for component, injection in injections(models).items():
         if adapter_name in injection.adapter_names:
             shifts = dict(injection.sigma_parameters(adapter_name))
             fingerprints[component] = injection.fingerprint(adapter_name)
+            if kind := injection.quantization(adapter_name):
+                quantization[component] = kind
             deltas[component] = {
                 path: shift.detach().to("cpu", copy=True) for path, shift in shifts.items()
             }
@@ -141,7 +143,7 @@ def collect_adapter(
             metadata = metadata or injection.metadata.get(adapter_name)
     metadata = metadata or AdapterMetadata()
     if not metadata.fingerprints:
-        metadata = replace(metadata, fingerprints=fingerprints)
+        metadata = replace(metadata, fingerprints=fingerprints, quantization=quantization)
     return Adapter(deltas, metadata, sketches)
 
 

@@ -77,7 +77,7 @@ class Injection(Registry):
                 f"adapter name {adapter_name!r} is taken; delete that adapter or use another name"
             )
         new = self._new_layers(deltas, shiftable_layers(self.model), bases, digests)
-        self.applied.see({path: shifted.layer for path, shifted in new.items()})
+        self.applied.see(new)
         try:
             self._enter(adapter_name, deltas, bases, new, trainable=trainable)
             setattr(self.model, _ATTRIBUTE, self)

@@ -24,15 +24,21 @@ class ShiftedLayer:
         layer: the frozen layer.
         basis: its singular vectors, any float dtype, any device.
         digest: of the base weight that the basis belongs to (`cache.BaseWeights.digests`).
+        quantization: how the layer's own weight is quantised (`quantised.quantization_of`); one
+            that is cannot be exchanged, and shifts are added to the layer's outputs.
 
     Attributes:
+        quantization: as given.
         deltas: the shift of each adapter, `(r,)` float32.
     """
 
-    def __init__(self, layer: Shiftable, basis: Basis, digest: str = "") -> None:
+    def __init__(
+        self, layer: Shiftable, basis: Basis, digest: str = "", quantization: str = ""
+    ) -> None:
         self.layer = layer
         self.basis = basis
         self.digest = digest
+        self.quantization = quantization
         self.deltas: dict[str, nn.Parameter] = {}
 
     def add(self, adapter_name: str, delta: nn.Parameter) -> None:

@@ -74,7 +74,9 @@ class ShiftedProjection:
                 `(parts, r)`, one for each of so many equal parts of the rows.
         """
         shifted, layer = self._shifted, self._shifted.layer
-        weight, bias = layer.weight, layer.bias
+        # Detached: a backward pass finds the memory that was computed with, whatever offloading
+        # puts in the parameter meanwhile.
+        weight, bias = layer.weight.detach(), layer.bias
         if self._place != (weight.device, weight.dtype):
             self._follow_move()
         parts, merges = delta.numel() // delta.shape[-1], self._merges(x, delta)
@@ -103,6 +105,34 @@ class ShiftedProjection:
         return merging_is_cheaper(tokens, d_out, weight.numel() // d_out, rank, derives)
 
 
+class ActiveShift:
+    """`Σ wₐ δₐ` on one layer, of shifts that may change between two calls.
+
+    Args:
+        shifted: the layer.
+        weights: of the active adapters, by name; at least one of them is on the layer.
+        owners: whose rows are whose, if each has its own.
+    """
+
+    def __init__(
+        self,
+        shifted: ShiftedLayer,
+        weights: Mapping[str, float],
+        owners: RowOwners | None = None,
+    ) -> None:
+        self._deltas = shifted.deltas
+        self._active = shifted.active(weights)
+        self._owners = owners
+
+    def __call__(self, rows: int, device: torch.device) -> Tensor:
+        """The shift for a batch of so many rows, float32: `(r,)` of the active adapters together,
+        or `(parts, r)` of those that own equal parts of the rows.
+        """
+        if self._owners is None:
+            return pad_sum([(weight, delta.to(device)) for weight, delta in self._active])
+        return torch.stack([self._deltas[name].to(device) for name in self._owners.parts(rows)])
+
+
 class LiveProjection:
     """A `ShiftedProjection` by `Σ wₐ δₐ`, of shifts that may change between two calls.
 
@@ -122,8 +152,7 @@ class LiveProjection:
         owners: RowOwners | None = None,
     ) -> None:
         self._shifted = shifted
-        self._active = shifted.active(weights)
-        self._owners = owners
+        self._shift: ActiveShift | None = ActiveShift(shifted, weights, owners)
         self._projection = ShiftedProjection(shifted)
         self.paused = False
 
@@ -134,24 +163,14 @@ class LiveProjection:
 
     def close(self) -> None:
         """Be the layer from now on: someone may keep a wrapped processor or forward of ours."""
-        self._active = []
-
-    def shift(self, rows: int) -> Tensor:
-        """The shift for a batch of so many rows, float32, on the layer's device: `(r,)` of the
-        active adapters together, or `(parts, r)` of those that own equal parts of the rows.
-        """
-        device = self._shifted.layer.weight.device
-        if self._owners is None:
-            return pad_sum([(weight, delta.to(device)) for weight, delta in self._active])
-        deltas = self._shifted.deltas
-        return torch.stack([deltas[name].to(device) for name in self._owners.parts(rows)])
+        self._shift = None
 
     def forward(self, x: Tensor) -> Tensor:
         """`W' x + b`, shaped as the layer would."""
         layer = self._shifted.layer
-        if self.paused or not self._active:
+        if self.paused or self._shift is None:
             return self._shifted.project(x, layer.weight, layer.bias)
-        return self._projection.forward(x, self.shift(len(x)))
+        return self._projection.forward(x, self._shift(len(x), layer.weight.device))
 
 
 def refuse_absent_weight(weight: Tensor) -> None:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from svfit_diffusion.adapters.base_weights import base_weights
+from svfit_diffusion.adapters.base_weights import base_weights, stored_bases
 from svfit_diffusion.adapters.components import Models, adapter_names, refuse_change
 from svfit_diffusion.adapters.injection import Injection
 from svfit_diffusion.adapters.matching import match_layers
+from svfit_diffusion.adapters.quantised import quantizations_in, spelled
 from svfit_diffusion.adapters.targets import shiftable_layers
 from svfit_diffusion.adapters.verification import check_base, check_sketches, with_vectors
 from svfit_diffusion.errors import AdapterNameError, CheckpointError, ConfigError
@@ -68,7 +69,8 @@ def put_adapter(
     if not ignore_base_mismatch:
         for part in parts:
             way_out = "pass ignore_base_mismatch=True"
-            check_base(part.component, part.fingerprint, adapter.metadata, way_out)
+            kind = part.quantization
+            check_base(part.component, part.fingerprint, adapter.metadata, way_out, kind)
     known_base = adapter.metadata.fingerprints
     found_base = {part.component: part.fingerprint for part in parts}
     for part in parts:
@@ -83,7 +85,10 @@ def put_adapter(
         c: now[c] if found_base.get(c) == base else base
         for c, base in (known_base or found_base).items()
     }
-    metadata = replace(adapter.metadata, fingerprints=fingerprints)
+    quantization = adapter.metadata.quantization
+    if not known_base:
+        quantization = {part.component: kind for part in parts if (kind := part.quantization)}
+    metadata = replace(adapter.metadata, fingerprints=fingerprints, quantization=quantization)
     added: list[Injection] = []
     try:
         for part in parts:
@@ -113,6 +118,7 @@ class _Part:
         sketches: of them, where the file has them.
         base: the weights whose basis is not known yet.
         digests: of all weights.
+        quantization: of all weights.
         bases: of `base`.
     """
 
@@ -122,6 +128,7 @@ class _Part:
     sketches: dict[str, Tensor]
     base: BaseWeights
     digests: dict[str, str]
+    quantization: str
     bases: dict[str, Basis] = field(default_factory=dict)
 
     @property
@@ -159,7 +166,16 @@ def _part(adapter: Adapter, component: str, models: Models) -> _Part:
     sketches = {paths[path]: s for path, s in adapter.sketches.get(component, {}).items()}
     known = injection.at_hand({path: delta.numel() for path, delta in deltas.items()})
     base = base_weights(model, {path: layers[path] for path in deltas if path not in known})
-    return _Part(component, injection, deltas, sketches, base, known | base.digests)
+    expected = adapter.metadata.fingerprints.get(component)
+    if quantizations_in(base) and expected not in (None, fingerprint(known | base.digests)):
+        # An adapter of this base before it was quantised: by the same vectors it does the same.
+        alike = stored_bases(model, base.weights)
+        base = next((s for s in alike if fingerprint(known | s.digests) == expected), base)
+    quantization = spelled(
+        [*quantizations_in(base), *(injection.layers[path].quantization for path in known)]
+    )
+    digests = known | base.digests
+    return _Part(component, injection, deltas, sketches, base, digests, quantization)
 
 
 def _drop_values_without_vectors(part: _Part) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from svfit_diffusion.adapters.layers import Shiftable
+from svfit_diffusion.adapters.quantised import weight_shape
 from svfit_diffusion.errors import CheckpointError, listed
-from svfit_diffusion.spectrum.basis import full_rank
+from svfit_diffusion.spectrum.basis import matrix_shape
 
 
 def match_layers(
@@ -33,7 +34,7 @@ def match_layers(
             problems.append(f"{component} has no Linear or Conv layer {path!r}")
         elif own in matched.values():
             problems.append(f"{component}.{own} is given twice, with and without 'text_model.'")
-        elif delta.numel() > (full := full_rank(layers[own].weight)):
+        elif delta.numel() > (full := min(matrix_shape(weight_shape(layers[own])))):
             problems.append(f"{component}.{path}: {delta.numel()} values, the layer has {full}")
         else:
             matched[path] = own

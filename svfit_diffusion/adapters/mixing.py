@@ -57,6 +57,17 @@ class RowProjection:
         """Whether every row is the base model's."""
         return not any(self._mixes)
 
+    def shift(self, rows: int, device: torch.device) -> Tensor:
+        """The shift of each of so many rows, `(rows, r)` float32.
+
+        Raises:
+            BatchError: the batch does not fit the layout.
+        """
+        shifts = pad_sequence(
+            [self._shift(mix).to(device) for mix in self._mixes], batch_first=True
+        )
+        return shifts[[self._mix_of_prompt[p] for p in self._layout.prompt_of_rows(rows)]]
+
     def close(self) -> None:
         """Be the layer from now on: someone may keep a wrapped processor or forward of ours."""
         self._mixes = [{}]

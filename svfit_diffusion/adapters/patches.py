@@ -64,10 +64,7 @@ class Patches:
                     f"given per prompt; use enable_model_cpu_offload(), or set adapters for all "
                     f"prompts"
                 )
-        for path, module in self._model.named_modules() if paths else ():
-            prefix = f"{path}." if path else ""
-            if any(prefix + part in paths for part in _fused_parts(module)):
-                raise StateError(_FUSED.format(path))
+        refuse_fused(self._model, paths)
 
     def put(
         self,
@@ -87,8 +84,8 @@ class Patches:
         if self._projections:
             self._patch(layers)
             self._hooks.append(self._model.register_forward_pre_hook(self._refuse_foreign))
-            if watch is not None:
-                self._hooks.append(self._model.register_forward_pre_hook(watch, with_kwargs=True))
+        if watch is not None:
+            self._hooks.append(self._model.register_forward_pre_hook(watch, with_kwargs=True))
 
     @property
     def live(self) -> list[LiveProjection]:
@@ -170,9 +167,17 @@ class Patches:
                 )
 
 
+def refuse_fused(model: nn.Module, paths: Collection[str]) -> None:
+    """Raise `StateError` if a model runs one of these layers fused with others, by a copy."""
+    for path, module in model.named_modules() if paths else ():
+        prefix = f"{path}." if path else ""
+        if any(prefix + part in paths for part in _fused_parts(module)):
+            raise StateError(_FUSED.format(path))
+
+
 _FUSED = (
-    "{} runs query, key and value fused, where adapters can neither be trained nor given per "
-    "prompt; call unfuse_qkv_projections() first"
+    "{} runs query, key and value fused, where adapters can neither be trained, nor given per "
+    "prompt, nor act on quantised weights; call unfuse_qkv_projections() first"
 )
 
 

@@ -82,7 +82,7 @@ def load_svfit_weights(
         ConfigError: it does not shift one of `components`.
         BaseMismatchError: it was trained on another base model, or its singular vectors come out
             otherwise here.
-        BasisError: a weight is quantised, sharded, parametrised or not finite.
+        BasisError: a weight is sharded, parametrised, quantised in an unknown way or not finite.
         AdapterNameError: the name is taken.
         StateError: adapters are fused, or given per prompt at the moment; or weights are not in
             memory, were changed by something else, or are in use by another thread.

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from svfit_diffusion.adapters.deltas import copied_deltas
 from svfit_diffusion.adapters.layers import Shiftable, ShiftedLayer
+from svfit_diffusion.adapters.quantised import quantization_of, spelled
 from svfit_diffusion.adapters.selection import check_known
+from svfit_diffusion.adapters.weights import WeightPlace
 from svfit_diffusion.files.metadata import AdapterMetadata
 from svfit_diffusion.spectrum.basis import Basis
 from svfit_diffusion.spectrum.cache import fingerprint
@@ -44,7 +46,12 @@ class Registry:
     ) -> dict[str, ShiftedLayer]:
         """Those of some layers that no adapter has shifted yet."""
         return {
-            path: ShiftedLayer(layers[path], bases[path], digests[path])
+            path: ShiftedLayer(
+                layer := layers[path],
+                bases[path],
+                digests[path],
+                quantization_of(layer, WeightPlace(layer).own),
+            )
             for path in paths
             if path not in self.layers
         }
@@ -112,3 +119,12 @@ class Registry:
         chosen = [path for path, _ in self.sigma_parameters(adapter_name)]
         digests = {path: shifted.digest for path, shifted in self.layers.items()}
         return fingerprint(digests, chosen if paths is None else paths)
+
+    def quantization(self, adapter_name: str) -> str:
+        """How the base weights under an adapter's layers are quantised; `""` if none is.
+
+        Raises:
+            AdapterNameError: there is no such adapter.
+        """
+        paths = [path for path, _ in self.sigma_parameters(adapter_name)]
+        return spelled(self.layers[path].quantization for path in paths)

@@ -16,7 +16,9 @@ from svfit_diffusion.spectrum.sketch import TOLERANCE, distance, sketch
 logger = logging.getLogger(__name__)
 
 
-def check_base(component: str, found: str, metadata: AdapterMetadata, way_out: str) -> None:
+def check_base(
+    component: str, found: str, metadata: AdapterMetadata, way_out: str, quantization: str = ""
+) -> None:
     """Raise `BaseMismatchError` if an adapter was trained on other weights.
 
     Args:
@@ -24,14 +26,29 @@ def check_base(component: str, found: str, metadata: AdapterMetadata, way_out: s
         found: fingerprint of its weights under the adapter.
         metadata: of the adapter; one that knows no fingerprint fits anything.
         way_out: what to do if the base is a fine-tune, for the message.
+        quantization: how the weights here are quantised, `""` if they are not.
     """
     expected = metadata.fingerprints.get(component)
     if expected is not None and expected != found:
+        trained_on = metadata.quantization.get(component, "")
+        if trained_on != quantization:
+            raise BaseMismatchError(
+                f"the adapter was trained on a base model whose {component} is "
+                f"{_as_quantised(trained_on)}, and the one here is {_as_quantised(quantization)}: "
+                f"its singular vectors are others, by which the adapter does something else, by a "
+                f"third at 8 bits and altogether at 4; load that base in the same way, or make a "
+                f"LoRA of the adapter on it (svfit export), which fits both, or {way_out} all the "
+                f"same"
+            )
         raise BaseMismatchError(
             f"the adapter was trained on another base model: its {component} belongs to "
             f"{metadata.base_model or 'an unnamed model'} (fingerprint {expected[:12]}…), the one "
             f"here is {found[:12]}…; load that base, or {way_out} if this one is a fine-tune of it"
         )
+
+
+def _as_quantised(quantization: str) -> str:
+    return f"quantised as {quantization}" if quantization else "not quantised"
 
 
 def with_vectors(

@@ -1,7 +1,8 @@
 """Exchanging the weights of layers: for others in their place, and back for the very same objects.
 
-While another weight is in a layer's place its own `Parameter` is kept here. Where the weight lies
-is followed: in the layer, or, under sequential CPU offload, in the map that a layer is loaded from.
+While another weight is in a layer's place its own `Parameter` is kept here, on the CPU where an
+accelerator has no room for two. Where the weight lies is followed: in the layer, or, under
+sequential CPU offload, in the map that a layer is loaded from.
 """
 
 from __future__ import annotations
@@ -53,7 +54,11 @@ class WeightPlace:
     @property
     def is_untouched(self) -> bool:
         """Whether the weight in place is the one last seen here, moved or cast perhaps."""
-        return self._mark is None or self._mark.fits(self.current)
+        if self._mark is None:
+            return True
+        # One of another class was quantised or sharded since.
+        is_plain = type(self.current) in (nn.Parameter, Tensor)
+        return is_plain and self._mark.fits(self.current)
 
     def see(self) -> None:
         """Take the weight in place for the one that should be there."""

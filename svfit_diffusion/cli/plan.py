@@ -22,6 +22,16 @@ class Precision(str, Enum):
     bf16 = "bf16"
 
 
+class Quantization(str, Enum):
+    """Of the denoiser."""
+
+    nf4 = "nf4"
+    int8 = "int8"
+    torchao_int8 = "torchao_int8"
+    torchao_float8 = "torchao_float8"
+    fp8 = "fp8"
+
+
 _PRECISE = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 _NOT_COUNTED = (
@@ -67,6 +77,10 @@ def plan(
     mixed_precision: Annotated[
         Precision, typer.Option("--mixed_precision", help="Precision of the frozen base.")
     ] = Precision.no,
+    quantization: Annotated[
+        Quantization | None,
+        typer.Option("--quantization", help="Of the denoiser, as the trainer quantises it."),
+    ] = None,
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient_checkpointing", help="Less memory for a slower step.")
     ] = False,
@@ -90,6 +104,7 @@ def plan(
         target=target or ["attention"],
         train_text_encoder=train_text_encoder,
         mixed_precision=mixed_precision.value,
+        quantization=quantization.value if quantization else None,
         gradient_checkpointing=gradient_checkpointing,
         budget=budget,
     )
@@ -125,10 +140,11 @@ def _told(plan: Plan) -> list[str]:
         "",
         f"singular vectors, once per base: {most}{_bytes(plan.basis_bytes)} in the cache, {most}"
         f"{_duration(plan.first_load_seconds)} on {plan.cores} cores of this machine (estimated)",
-        f"weights on the device until training begins: {_bytes(plan.before_bytes)} in float32; "
-        f"with --offload {_bytes(plan.before_bytes_offloaded)}",
+        f"weights on the device until training begins: {_bytes(plan.before_bytes)} in float32"
+        f"{_quantised(plan)}; with --offload {_bytes(plan.before_bytes_offloaded)}",
         "",
         f"memory of a training step in GB, {most and 'SVFit at most, '}{_PRECISE[plan.precision]}"
+        + _quantised(plan)
         + (", gradient checkpointing" if plan.gradient_checkpointing else ""),
         *_table(_memory(plan.steps)),
         *(
@@ -139,6 +155,10 @@ def _told(plan: Plan) -> list[str]:
         ),
         _NOT_COUNTED,
     ]
+
+
+def _quantised(plan: Plan) -> str:
+    return f", the denoiser quantised ({plan.quantization})" if plan.quantization else ""
 
 
 def _layers(plan: Plan) -> str:

@@ -15,7 +15,7 @@ from svfit_diffusion.comfyui.places import Place, Places
 from svfit_diffusion.comfyui.weights import HostWeights
 from svfit_diffusion.errors import CheckpointError, listed
 from svfit_diffusion.files.adapter import Adapter
-from svfit_diffusion.spectrum.basis import Basis, as_matrix, full_rank
+from svfit_diffusion.spectrum.basis import Basis, full_rank, matrix_shape, unpacked
 from svfit_diffusion.spectrum.cache import BaseWeights, load_bases, read_base
 from svfit_diffusion.spectrum.shift import shift_matrix
 
@@ -61,7 +61,7 @@ def make_patches(
             check_sketches(part.component, deltas, part.sketches, bases)
         for path, delta in deltas.items():
             if delta.any():
-                change = _change(part.base.weights[path], bases[path], delta, device)
+                change = _change(unpacked(part.base.weights[path]), bases[path], delta, device)
                 place = part.places[path]
                 patches[place.target] = ("diff", (place.turn(change),))
             step()
@@ -112,7 +112,7 @@ def _part(adapter: Adapter, component: str, weights: HostWeights, places: Places
 
 def _room_for(parts: list[_Part]) -> int:
     """Bytes that the largest decomposition takes: it works in float64 on a few copies."""
-    shapes = [as_matrix(w).shape for part in parts for w in part.base.weights.values()]
+    shapes = [matrix_shape(w.shape) for part in parts for w in part.base.weights.values()]
     return max(8 * (4 * d_out * d_in + 6 * min(d_out, d_in) ** 2) for d_out, d_in in shapes)
 
 
@@ -125,7 +125,9 @@ def _bases(
     count = 1 if device.type != "cpu" else torch.get_num_threads()
     paths = list(base.weights)
     for begin in range(0, len(paths), count):
-        here = {path: base.weights[path].to(device) for path in paths[begin : begin + count]}
+        here = {
+            path: unpacked(base.weights[path]).to(device) for path in paths[begin : begin + count]
+        }
         found = load_bases(BaseWeights(here, base.digests), ranks, show_progress=False)
         for path, basis in found.items():
             bases[path] = basis.to(torch.device("cpu"))

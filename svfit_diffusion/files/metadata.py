@@ -14,7 +14,7 @@ from svfit_diffusion.files.json_text import MAX_CHARACTERS, parse_json
 FORMAT = "svfit"
 FORMAT_VERSION = "2"
 READABLE_VERSIONS = ("1", "2")
-_OBJECTS_OF_TEXT = ("fingerprints", "rank", "target", "versions")
+_OBJECTS_OF_TEXT = ("fingerprints", "quantization", "rank", "target", "versions")
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class AdapterMetadata:
         base_model: id or path of the base model, `""` if unknown.
         base_revision: its revision.
         fingerprints: SHA-256 of the base's weights under the adapter's layers, per component.
+        quantization: how the base's weights under the adapter's layers were quantised, such as
+            `bitsandbytes nf4`, per component; those that were not are not there.
         rank: the rank asked for, per component, as a user would write it.
         target: the targets asked for, per component, separated by spaces.
         instance_prompt: prompt the subject was trained with.
@@ -36,6 +38,7 @@ class AdapterMetadata:
     base_model: str = ""
     base_revision: str = ""
     fingerprints: dict[str, str] = field(default_factory=dict)
+    quantization: dict[str, str] = field(default_factory=dict)
     rank: dict[str, str] = field(default_factory=dict)
     target: dict[str, str] = field(default_factory=dict)
     instance_prompt: str = ""

@@ -194,6 +194,7 @@ def metadata_of_all(adapters: Sequence[Adapter], fingerprints: dict[str, str]) -
         base_model=base_model,
         base_revision=base_revision,
         fingerprints=fingerprints,
+        quantization={c: kind for m in known for c, kind in m.quantization.items()},
         instance_prompt=", ".join(_unique(metadata.instance_prompt for metadata in known)),
         class_prompt=", ".join(_unique(metadata.class_prompt for metadata in known)),
         versions=package_versions(),

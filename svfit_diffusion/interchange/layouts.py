@@ -11,12 +11,13 @@ from torch import Tensor
 
 from svfit_diffusion.adapters.components import models_of
 from svfit_diffusion.adapters.layers import Shiftable
+from svfit_diffusion.adapters.quantised import weight_shape
 from svfit_diffusion.adapters.targets import shiftable_layers
 from svfit_diffusion.errors import InterchangeError
 from svfit_diffusion.files.adapter import DENOISERS
 from svfit_diffusion.interchange.factors import Factors, fused, zero_factors
 from svfit_diffusion.interchange.slots import slot_of, with_text_model
-from svfit_diffusion.spectrum.basis import as_matrix
+from svfit_diffusion.spectrum.basis import matrix_shape
 
 _SIBLINGS = (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"))
 _FLUX_MARKS = (
@@ -65,7 +66,7 @@ class Base:
 
     def zeros(self, name: str) -> Factors:
         """No change of a layer."""
-        return zero_factors(*as_matrix(self.layers[name].weight).shape)
+        return zero_factors(*matrix_shape(weight_shape(self.layers[name])))
 
     def groups(self, names: Iterable[str]) -> dict[str, list[str]]:
         """The layers under each kohya name that holds one of `names`, in the order of their parts.
@@ -119,7 +120,7 @@ def peft_tensors(changes: Mapping[str, Factors], base: Base) -> dict[str, Tensor
     tensors = {}
     for name, change in changes.items():
         component, _, path = name.partition(".")
-        down, up = _shaped(change, base.layers[name].weight)
+        down, up = _shaped(change, weight_shape(base.layers[name]))
         file_name = f"{component}.{with_text_model(path)}"
         tensors[f"{file_name}.lora_A.weight"] = down
         tensors[f"{file_name}.lora_B.weight"] = up
@@ -142,7 +143,7 @@ def kohya_tensors(changes: Mapping[str, Factors], base: Base) -> dict[str, Tenso
     tensors = {}
     for name, change in whole.items():
         scaled = change.scaled(change.rank / alpha)
-        down, up = _shaped(scaled, base.layers[groups[name][0]].weight)
+        down, up = _shaped(scaled, weight_shape(base.layers[groups[name][0]]))
         tensors[f"{name}.lora_down.weight"] = down
         tensors[f"{name}.lora_up.weight"] = up
         tensors[f"{name}.alpha"] = torch.tensor(float(alpha))
@@ -167,16 +168,18 @@ def dense_tensors(changes: Mapping[str, Tensor], base: Base) -> dict[str, Tensor
     tensors = {}
     dtype = next(iter(changes.values())).dtype
     for name, parts in base.groups(changes).items():
-        weights = [base.layers[part].weight for part in parts]
+        shapes = [weight_shape(base.layers[part]) for part in parts]
         matrices = [
-            changes.get(part, torch.zeros(as_matrix(weight).shape, dtype=dtype))
-            for part, weight in zip(parts, weights, strict=True)
+            changes.get(part, torch.zeros(matrix_shape(shape), dtype=dtype))
+            for part, shape in zip(parts, shapes, strict=True)
         ]
-        tensors[f"{name}.diff"] = torch.cat(matrices).reshape(-1, *weights[0].shape[1:])
+        tensors[f"{name}.diff"] = torch.cat(matrices).reshape(-1, *shapes[0][1:])
     return tensors
 
 
-def _shaped(change: Factors, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """`down` and `up` as a layer of this weight has them: a convolution's with its kernel."""
-    down = change.down.reshape(-1, *weight.shape[1:])
-    return down, change.up.reshape(*change.up.shape, *[1] * (weight.dim() - 2))
+def _shaped(change: Factors, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """`down` and `up` as a layer with a weight of this shape has them: a convolution's with its
+    kernel.
+    """
+    down = change.down.reshape(-1, *shape[1:])
+    return down, change.up.reshape(*change.up.shape, *[1] * (len(shape) - 2))

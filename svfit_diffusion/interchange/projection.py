@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from svfit_diffusion.adapters.base_weights import base_weights
 from svfit_diffusion.adapters.components import Models, models_of
+from svfit_diffusion.adapters.quantised import quantizations_in, spelled
 from svfit_diffusion.adapters.targets import shiftable_layers
 from svfit_diffusion.errors import InterchangeError, clipped
 from svfit_diffusion.files.adapter import Adapter
 from svfit_diffusion.files.metadata import AdapterMetadata, package_versions
 from svfit_diffusion.interchange.factors import Factors
 from svfit_diffusion.interchange.reading import read_lora
-from svfit_diffusion.spectrum.basis import Basis, as_matrix
+from svfit_diffusion.spectrum.basis import Basis, as_matrix, unpacked
 from svfit_diffusion.spectrum.cache import load_bases
 from svfit_diffusion.spectrum.sketch import sketch
 
@@ -109,10 +110,11 @@ def import_difference(pipe: Any, tuned: Any) -> Import:
         layers, tuned_layers = shiftable_layers(model), shiftable_layers(others[component])
         own = base_weights(model, layers).weights
         new = base_weights(others[component], tuned_layers).weights
+        pairs = ((path, unpacked(own[path]), unpacked(new[path])) for path in own)
         changes = {
-            path: as_matrix(new[path].detach().cpu().float() - weight.detach().cpu().float())
-            for path, weight in own.items()
-            if not _equal(weight, new[path])
+            path: as_matrix(changed.detach().cpu().float() - weight.detach().cpu().float())
+            for path, weight, changed in pairs
+            if not _equal(weight, changed)
         }
         said[component] = _said(model, changes)
         shifted = {f"{path}.weight" for path in layers}
@@ -133,12 +135,14 @@ class _Said:
         deltas: shifts, of layers that have singular values above zero.
         sketches: of them.
         fingerprint: of the weights of these layers.
+        quantization: of them.
         norms: of the whole changes.
     """
 
     deltas: dict[str, Tensor]
     sketches: dict[str, Tensor]
     fingerprint: str
+    quantization: str
     norms: dict[str, float]
 
 
@@ -153,7 +157,8 @@ def _said(model: nn.Module, changes: Mapping[str, Factors | Tensor]) -> _Said:
     deltas = {path: delta for path, delta in deltas.items() if delta.numel()}
     sketches = {path: sketch(bases[path], delta) for path, delta in deltas.items()}
     norms = {path: _norm(change) for path, change in changes.items()}
-    return _Said(deltas, sketches, base.fingerprint(deltas), norms)
+    prints, quantization = base.fingerprint(deltas), spelled(quantizations_in(base))
+    return _Said(deltas, sketches, prints, quantization, norms)
 
 
 def _projected(basis: Basis, change: Factors | Tensor) -> Tensor:
@@ -177,6 +182,7 @@ def _import(pipe: Any, said: Mapping[str, _Said], left_out: tuple[str, ...]) -> 
     metadata = AdapterMetadata(
         base_model=getattr(pipe, "name_or_path", "") or "",
         fingerprints={component: part.fingerprint for component, part in said.items()},
+        quantization={c: part.quantization for c, part in said.items() if part.quantization},
         versions=package_versions(),
     )
     deltas = {component: part.deltas for component, part in said.items()}

@@ -12,7 +12,8 @@ from transformers.pytorch_utils import Conv1D
 
 from svfit_diffusion.adapters.base_weights import base_weights
 from svfit_diffusion.adapters.layers import SHIFTABLE
-from svfit_diffusion.errors import TargetError
+from svfit_diffusion.adapters.quantised import quantization_of
+from svfit_diffusion.errors import BasisError, TargetError
 from svfit_diffusion.spectrum.basis import Basis
 from svfit_diffusion.spectrum.cache import load_bases
 
@@ -62,6 +63,12 @@ def spectra(model: nn.Module, layers: Mapping[str, Any]) -> dict[str, Spectrum]:
     Raises:
         BasisError: a weight cannot be decomposed: quantised, sharded, not in memory, not finite.
     """
+    for path, layer in layers.items():
+        if quantization := quantization_of(layer, layer.weight):
+            raise BasisError(
+                f"{path} is quantised as {quantization}, which SVFit under PEFT does not train on; "
+                f"load the base unquantised, or train with this package's own trainer"
+            )
     base = base_weights(model, layers)
     bases = load_bases(base)
     return {

@@ -8,7 +8,7 @@ from torch import nn
 
 from svfit_diffusion.adapters.config import SVFitConfig
 from svfit_diffusion.adapters.targets import select_targets
-from svfit_diffusion.spectrum.basis import as_matrix
+from svfit_diffusion.spectrum.basis import matrix_shape
 from svfit_diffusion.spectrum.rank import check_rank_fits
 
 
@@ -56,7 +56,7 @@ def planned_layers(models: dict[str, nn.Module], config: SVFitConfig) -> Planned
 def _layers(model: nn.Module, config: SVFitConfig) -> dict[str, PlannedLayer]:
     planned = {}
     for path, layer in select_targets(model, config.target).items():
-        d_out, d_in = as_matrix(layer.weight).shape
+        d_out, d_in = matrix_shape(layer.weight.shape)
         full = min(d_out, d_in)
         if isinstance(config.rank, int):
             check_rank_fits(config.rank, full, path)

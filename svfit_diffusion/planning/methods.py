@@ -11,6 +11,7 @@ import torch
 from diffusers.training_utils import cast_training_params
 from torch import Tensor, nn
 
+from svfit_diffusion.adapters.added import AddedShifts
 from svfit_diffusion.adapters.layers import ShiftedLayer
 from svfit_diffusion.adapters.live import LiveProjection
 from svfit_diffusion.adapters.patches import Patches
@@ -20,6 +21,7 @@ from svfit_diffusion.planning.layers import PlannedLayer
 from svfit_diffusion.spectrum.basis import Basis
 
 _NAME = "subject"
+_ANY = "quantised"
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,30 @@ def svfit(model: nn.Module, layers: dict[str, PlannedLayer]) -> PutOn:
     )
 
 
-def _basis(layer: PlannedLayer) -> Basis:
+def svfit_on_quantised(dtype: torch.dtype) -> Method:
+    """`svfit` where layers are quantised, and shifts are added to their outputs in `dtype`."""
+
+    def put(model: nn.Module, layers: dict[str, PlannedLayer]) -> PutOn:
+        modules, shifted = shiftable_layers(model), {}
+        for path, layer in layers.items():
+            basis = _basis(layer, dtype)
+            shifted[path] = ShiftedLayer(modules[path], basis, quantization=_ANY)
+            shifted[path].add(_NAME, nn.Parameter(torch.zeros(layer.rank, device="meta")))
+        added = AddedShifts(model, shifted)
+        added.put(added.of_weights({_NAME: 1.0}, None))
+        bases = [own.basis for own in shifted.values()]
+        return PutOn(
+            [own.deltas[_NAME] for own in shifted.values()],
+            [vectors for basis in bases for vectors in (basis.u, basis.v)],
+        )
+
+    return put
+
+
+def _basis(layer: PlannedLayer, dtype: torch.dtype = torch.float16) -> Basis:
     sigma = torch.linspace(1, 1 / layer.full_rank, layer.full_rank)[: layer.rank]
     u, v = (
-        torch.empty(layer.rank, length, dtype=torch.float16, device="meta")
+        torch.empty(layer.rank, length, dtype=dtype, device="meta")
         for length in (layer.d_out, layer.d_in)
     )
     return Basis(u, v, sigma)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,13 +17,22 @@ from svfit_diffusion.planning import sizes
 from svfit_diffusion.planning.duration import first_load_seconds
 from svfit_diffusion.planning.hollow import recompute_unchecked
 from svfit_diffusion.planning.layers import PlannedLayers, planned_layers
-from svfit_diffusion.planning.methods import Method, can_lora, frozen, lora, svfit
+from svfit_diffusion.planning.methods import (
+    Method,
+    can_lora,
+    frozen,
+    lora,
+    svfit,
+    svfit_on_quantised,
+)
+from svfit_diffusion.planning.quantised import quantised_bytes
 from svfit_diffusion.planning.skeleton import skeleton
 from svfit_diffusion.planning.step import StepMemory, StepSetting, step_memory
 from svfit_diffusion.training import checks
 from svfit_diffusion.training.budget import check_budget
 from svfit_diffusion.training.config import TrainingConfig
-from svfit_diffusion.training.freezing import freeze
+from svfit_diffusion.training.freezing import PRECISIONS, freeze
+from svfit_diffusion.training.quantization import quantization_named
 
 LORA_RANKS = (8, 16)
 _ANY_PROMPT = "a photo of sks dog"
@@ -78,8 +88,10 @@ class Plan:
         cores: on which.
         lora: by rank.
         precision: of the frozen base: `no`, `fp16` or `bf16`.
+        quantization: of its denoiser, or `""`.
         gradient_checkpointing: whether activations are computed again.
-        before_bytes: weights on the device until training begins, in float32.
+        before_bytes: weights on the device until training begins, in float32 but for a quantised
+            denoiser.
         before_bytes_offloaded: the same with `offload`.
         steps: for each resolution and batch size.
     """
@@ -98,6 +110,7 @@ class Plan:
     cores: int
     lora: dict[int, LoRASize]
     precision: str
+    quantization: str
     gradient_checkpointing: bool
     before_bytes: int
     before_bytes_offloaded: int
@@ -148,9 +161,15 @@ def make_plan(
         check_budget(config.budget, values)
     counts = {name: _count(model) for name, model in models.items()}
     cores = torch.get_num_threads()
+    quantization = config.quantization or ""
+    if config.bnb_quantization_config_path:
+        quantization = quantization_named(Path(config.bnb_quantization_config_path))
     freeze(family, encoders, precision, config.gradient_checkpointing)
     if config.gradient_checkpointing:
         recompute_unchecked(family.model, [models[name] for name in encoders])
+    before = {name: _FLOAT32 * count for name, count in counts.items()}
+    if quantization:
+        before[family.denoiser] = quantised_bytes(family.model, quantization)
     return Plan(
         base=config.pretrained_model_name_or_path,
         pipeline=type(family.pipe).__name__,
@@ -169,12 +188,13 @@ def make_plan(
             for rank in LORA_RANKS
         },
         precision=precision,
+        quantization=quantization,
         gradient_checkpointing=config.gradient_checkpointing,
-        before_bytes=_FLOAT32 * sum(counts.values()),
-        before_bytes_offloaded=_FLOAT32 * sum(counts[name] for name in components),
+        before_bytes=sum(before.values()),
+        before_bytes_offloaded=sum(before[name] for name in components),
         steps=_steps(
             family,
-            _step_setting(config, family, encoders),
+            _step_setting(config, family, encoders, quantization),
             layers,
             [(side, size) for side in sides for size in batch_sizes or [config.train_batch_size]],
             show_progress=show_progress,
@@ -190,7 +210,7 @@ def _count(model: nn.Module) -> int:
 
 
 def _step_setting(
-    config: TrainingConfig, family: Family, trained_encoders: Sequence[str]
+    config: TrainingConfig, family: Family, trained_encoders: Sequence[str], quantization: str
 ) -> StepSetting:
     """What a step has on its device, and whether it encodes prompts, as training has it."""
     encodes = bool(trained_encoders) or not config.pre_compute_text_embeddings
@@ -205,12 +225,16 @@ def _step_setting(
         config.mixed_precision or "no",
         on_device,
         encodes,
+        quantization,
+        config.gradient_checkpointing,
     )
 
 
-def _methods() -> dict[str, Method]:
+def _methods(setting: StepSetting) -> dict[str, Method]:
     loras = {f"LoRA r={rank}": lora(rank) for rank in LORA_RANKS} if can_lora() else {}
-    return {"frozen": frozen, "SVFit": svfit, **loras}
+    precise = PRECISIONS.get(setting.precision, torch.float32)
+    own: Method = svfit_on_quantised(precise) if setting.quantization else svfit
+    return {"frozen": frozen, "SVFit": own, **loras}
 
 
 def _steps(
@@ -221,7 +245,7 @@ def _steps(
     *,
     show_progress: bool,
 ) -> list[PlannedStep]:
-    methods = _methods()
+    methods = _methods(setting)
     steps = []
     with tqdm(
         total=len(wanted) * len(methods), desc="Steps without weights", disable=not show_progress

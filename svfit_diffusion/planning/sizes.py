@@ -42,7 +42,7 @@ def adapter_bytes(config: TrainingConfig, layers: PlannedLayers) -> int:
     }
     seed = _ANY_SEED if config.seed is None else config.seed
     digests = dict.fromkeys(layers, _DIGEST)
-    metadata = adapter_metadata(config, digests, seed, config.instance_prompt)
+    metadata = adapter_metadata(config, digests, {}, seed, config.instance_prompt)
     adapter = Adapter(deltas, metadata, sketches)
     return len(safetensors.torch.save(state_dict(adapter), metadata.to_header()))
 

@@ -17,6 +17,7 @@ from svfit_diffusion.planning.hollow import Hollow
 from svfit_diffusion.planning.layers import PlannedLayers
 from svfit_diffusion.planning.ledger import Ledger
 from svfit_diffusion.planning.methods import Method
+from svfit_diffusion.planning.quantised import dense_bytes, quantised_bytes
 from svfit_diffusion.training.batches import Batch
 from svfit_diffusion.training.freezing import PRECISIONS
 from svfit_diffusion.training.objective import Objective
@@ -61,6 +62,8 @@ class StepSetting:
         precision: `no`, `fp16` or `bf16`; the family's models have it already.
         on_device: components on the device.
         encodes: whether the step encodes its prompts.
+        quantization: of the denoiser, or `""`.
+        checkpointing: whether activations are computed again.
     """
 
     prompt: str
@@ -68,6 +71,8 @@ class StepSetting:
     precision: str
     on_device: Sequence[str]
     encodes: bool
+    quantization: str = ""
+    checkpointing: bool = False
 
 
 def step_memory(
@@ -102,12 +107,19 @@ def step_memory(
             batch = _batch(family, setting, resolution, batch_size)
             batch.latents.requires_grad_(not trained)
             saved, peak = _measured(family, setting, batch, held)
+    held_bytes, kept, again = _bytes(weights), 0, 0
+    if setting.quantization:
+        model = family.model
+        own = (*model.parameters(), *model.buffers())
+        held_bytes += quantised_bytes(model, setting.quantization) - _bytes(own)
+        dense = dense_bytes(model, setting.quantization, checkpointing=setting.checkpointing)
+        kept, again = (0, dense) if setting.checkpointing else (dense, 0)
     return StepMemory(
-        weights=_bytes(weights),
+        weights=held_bytes,
         basis=_bytes(vectors),
         state=_STATE * sum(parameter.numel() for parameter in trained),
-        saved=saved,
-        working=peak - saved,
+        saved=saved + kept,
+        working=peak - saved + again,
     )
 
 

@@ -92,6 +92,33 @@ class Basis:
             self.file.release()
 
 
+@dataclass(frozen=True)
+class Packed:
+    """A weight that is not kept dense, such as a quantised one.
+
+    Attributes:
+        shape: `(out, in, *kernel)` of what it stands for.
+        device: where it lies.
+        quantization: what it is quantised as, for people.
+        unpack: makes it dense, in any float dtype.
+    """
+
+    shape: torch.Size
+    device: torch.device
+    quantization: str
+    unpack: Callable[[], Tensor]
+
+
+def unpacked(weight: Tensor | Packed) -> Tensor:
+    """A weight as a dense tensor, made now if it is `Packed`."""
+    return weight.unpack() if isinstance(weight, Packed) else weight
+
+
+def matrix_shape(shape: torch.Size) -> tuple[int, int]:
+    """`(out, in·∏kernel)` of a weight of shape `(out, in, *kernel)`."""
+    return shape[0], math.prod(shape[1:])
+
+
 def as_matrix(weight: Tensor) -> Tensor:
     """View a weight `(out, in, *kernel)` as the matrix `(out, in·∏kernel)`."""
     return weight.reshape(weight.shape[0], -1)
@@ -102,12 +129,12 @@ def energy_of(matrix: Tensor) -> float:
     return float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
 
 
-def full_rank(weight: Tensor) -> int:
+def full_rank(weight: Tensor | Packed) -> int:
     """Number of singular values of a weight `(out, in, *kernel)`."""
-    return min(weight.shape[0], math.prod(weight.shape[1:]))
+    return min(matrix_shape(weight.shape))
 
 
-def canonical_weight(weight: Tensor) -> Tensor:
+def canonical_weight(weight: Tensor | Packed) -> Tensor:
     """The float16 rounding `(out, in·∏kernel)` of a weight, on which its basis is defined.
 
     A base loaded in float32 and its float16 variant thus share one basis, exactly.
@@ -116,6 +143,7 @@ def canonical_weight(weight: Tensor) -> Tensor:
         BasisError: the weight is sparse, complex, quantised, float8, not in memory, or not finite
             in float16.
     """
+    weight = unpacked(weight)
     if weight.is_meta:
         raise BasisError(
             "a weight is not in memory (sequential offloading puts it on the meta device): "
@@ -126,7 +154,7 @@ def canonical_weight(weight: Tensor) -> Tensor:
     if not weight.is_floating_point() or weight.element_size() == 1:
         raise BasisError(
             f"cannot decompose a weight of dtype {weight.dtype}: load the base model unquantised, "
-            f"in float32, float16 or bfloat16; float8 layerwise casting goes on after the adapter"
+            f"in float32, float16 or bfloat16; enable_layerwise_casting() may store it in float8"
         )
     rounded = as_matrix(weight.detach()).to(torch.float16)
     # One sum instead of a mask: NaN and infinity pass into it, and finite float16s do not overflow.

@@ -25,7 +25,14 @@ from tqdm.auto import tqdm
 from svfit_diffusion.errors import BasisError
 from svfit_diffusion.files.atomic import clean_up
 from svfit_diffusion.spectrum import solver
-from svfit_diffusion.spectrum.basis import Basis, as_matrix, canonical_weight, energy_of, full_rank
+from svfit_diffusion.spectrum.basis import (
+    Basis,
+    Packed,
+    canonical_weight,
+    energy_of,
+    full_rank,
+    matrix_shape,
+)
 from svfit_diffusion.spectrum.basis_file import (
     basis_bytes,
     basis_path,
@@ -54,7 +61,7 @@ class BaseWeights:
         digests: SHA-256 of each, over the shape and values of its `matrix`.
     """
 
-    weights: dict[str, Tensor]
+    weights: Mapping[str, Tensor | Packed]
     digests: dict[str, str]
 
     def matrix(self, path: str) -> Tensor:
@@ -90,7 +97,7 @@ def cache_directory() -> Path:
     return Path(os.environ.get("SVFIT_CACHE") or Path(HF_HOME) / "svfit")
 
 
-def read_base(weights: Mapping[str, Tensor]) -> BaseWeights:
+def read_base(weights: Mapping[str, Tensor | Packed]) -> BaseWeights:
     """Hash the weights of some layers, by module path.
 
     Raises:
@@ -183,7 +190,7 @@ def bytes_known(base: BaseWeights, rank: Ranks = 1.0) -> int:
     how many triplets a share of the energy below 1 means, is not.
     """
     known = {base.digests[p]: (p, triplets_known(r)) for p, r in ranks_of(base, rank).items()}
-    shapes = [(*as_matrix(base.weights[path]).shape, count) for path, count in known.values()]
+    shapes = [(*matrix_shape(base.weights[path].shape), count) for path, count in known.values()]
     return sum(basis_bytes(d_out, d_in, count) for d_out, d_in, count in shapes)
 
 
@@ -231,7 +238,7 @@ def _workers(on_cpu: bool, are_partial: bool) -> tuple[int, int]:
     return (threads, 1) if on_cpu else (1, threads)
 
 
-def _digest(path: str, weight: Tensor) -> str:
+def _digest(path: str, weight: Tensor | Packed) -> str:
     try:
         matrix = canonical_weight(weight).cpu().contiguous()
     except BasisError as error:
@@ -251,7 +258,7 @@ def _read(folder: Path, base: BaseWeights, path: str, rank: Rank) -> Basis | Non
         return None
     try:
         basis = read_basis(file, digest)
-        d_out, d_in = as_matrix(base.weights[path]).shape
+        d_out, d_in = matrix_shape(base.weights[path].shape)
         if (basis.u.shape[1], basis.v.shape[1]) != (d_out, d_in):
             raise ValueError("of another weight")
     except (OSError, ValueError) as error:

@@ -34,6 +34,8 @@ def check_together(settings: Mapping[str, Any]) -> None:
         )
     if settings["use_8bit_adam"] and settings["optimizer"] != "AdamW":
         raise ConfigError(f"use_8bit_adam goes with AdamW, not with {settings['optimizer']}")
+    if settings["quantization"] and settings["bnb_quantization_config_path"]:
+        raise ConfigError("bnb_quantization_config_path stands in place of quantization: give one")
     if settings["optimizer"] == "prodigy":
         _check_prodigy(settings["learning_rate"], settings["text_encoder_lr"], settings["scale_lr"])
     _check_folders(settings)

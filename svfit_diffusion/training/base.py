@@ -17,8 +17,11 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from svfit_diffusion.adapters.components import models_of
+from svfit_diffusion.adapters.quantised import holds_quantised
 from svfit_diffusion.errors import ConfigError, clipped
+from svfit_diffusion.files.adapter import DENOISERS
 from svfit_diffusion.files.json_text import parse_json
+from svfit_diffusion.training.quantization import cast_to_float8, loading_arguments
 
 _SINGLE_FILES = (".safetensors", ".ckpt")
 _SINGLE_FILE_CLASSES = {
@@ -64,14 +67,53 @@ class BaseSource:
 def load_base(source: BaseSource) -> Any:
     """The base pipeline, in float32 so that the basis is computed from full precision.
 
+    What is quantised in its files stays so.
+
     Raises:
         ConfigError: it cannot be loaded.
     """
     pipe = _load(source, _without_safety_checker(source.name))
-    for model in models_of(pipe).values():
-        if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
-            model.float()
+    _make_float32(pipe)
     return pipe
+
+
+def load_quantised_base(
+    source: BaseSource, quantization: str | None, config_path: str | None, dtype: torch.dtype
+) -> Any:
+    """The base pipeline, its denoiser quantised and the rest in float32.
+
+    Args:
+        source: where it is; a folder or a hub id.
+        quantization: one of `quantization.QUANTIZATIONS`, or
+        config_path: a file with bitsandbytes' settings.
+        dtype: what the denoiser computes in.
+
+    Raises:
+        ConfigError: it cannot be loaded so.
+    """
+    if Path(source.name).suffix in _SINGLE_FILES:
+        raise ConfigError(
+            "quantization goes with a base model in a folder or on the hub, and "
+            f"{source.name} is a single file"
+        )
+    try:
+        components = DiffusionPipeline.load_config(source.name, revision=source.revision)
+    except OSError as error:
+        raise ConfigError(f"cannot load base model {source.name!r}: {error}") from error
+    denoiser = next((name for name in DENOISERS if name in components), "")
+    arguments = loading_arguments(quantization, config_path, denoiser, dtype)
+    pipe = _load(source, _without_safety_checker(source.name) | arguments)
+    _make_float32(pipe)
+    if quantization == "fp8":
+        cast_to_float8(getattr(pipe, denoiser), dtype)
+    return pipe
+
+
+def _make_float32(pipe: Any) -> None:
+    for model in models_of(pipe).values():
+        is_float32 = all(parameter.dtype == torch.float32 for parameter in model.parameters())
+        if not is_float32 and not holds_quantised(model):
+            model.float()
 
 
 def load_whole_base(source: BaseSource) -> Any:
@@ -111,7 +153,7 @@ def _load(source: BaseSource, arguments: dict[str, Any]) -> Any:
         )
     except ConfigError:
         raise
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
         hint = _variant_hint(source)
         raise ConfigError(f"cannot load base model {source.name!r}{hint}: {error}") from error
 

@@ -192,6 +192,12 @@ class TrainingConfig:
     ema_decay: float = setting(0.99, "Decay of that mean for each step.")
 
     # Machine
+    quantization: Literal["nf4", "int8", "torchao_int8", "torchao_float8", "fp8"] | None = setting(
+        None,
+        "Quantise the denoiser: bitsandbytes' nf4 or int8, torchao's int8 or float8, or fp8, as "
+        "diffusers' layerwise casting stores it.",
+    )
+    bnb_quantization_config_path: str | None = setting(None, "BitsAndBytesConfig as a JSON file.")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
         None,
         "Precision of the frozen base, shifts are always float32; default: accelerate's setting.",

@@ -62,6 +62,8 @@ COMMON_TO_A_PASS = frozenset(
         "logit_mean",
         "logit_std",
         "mode_scale",
+        "quantization",
+        "bnb_quantization_config_path",
         "mixed_precision",
         "gradient_checkpointing",
         "allow_tf32",

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from svfit_diffusion.adapters.quantised import cast_what_is_not_quantised, holds_quantised
 from svfit_diffusion.adapters.rows import RowOwners
 from svfit_diffusion.families import Family
 
@@ -33,10 +34,12 @@ def freeze(
         checkpointing: whether they keep little for the backward pass and compute again.
         owners: whose rows are whose, which holds when they compute again, too.
     """
-    if precision in PRECISIONS:
-        family.pipe.to(PRECISIONS[precision])
     for part in family.pipe.components.values():
         if isinstance(part, nn.Module):
+            if precision in PRECISIONS and holds_quantised(part):
+                cast_what_is_not_quantised(part, PRECISIONS[precision])
+            elif precision in PRECISIONS:
+                part.to(PRECISIONS[precision])
             part.requires_grad_(False)
     if checkpointing or family.needs_training_mode:
         family.model.train()

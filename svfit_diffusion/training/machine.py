@@ -10,6 +10,7 @@ from huggingface_hub import get_token
 from svfit_diffusion.errors import ConfigError
 from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.fields import check_choice
+from svfit_diffusion.training.quantization import check_quantization
 
 
 def check_machine(config: TrainingConfig) -> None:
@@ -20,6 +21,7 @@ def check_machine(config: TrainingConfig) -> None:
             "enable_xformers_memory_efficient_attention needs the package xformers: pip install "
             "xformers, or leave it out, as torch's own attention is about as fast"
         )
+    check_quantization(config.quantization, config.bnb_quantization_config_path)
     _check_tracker(config.report_to)
     if config.push_to_hub and not (config.hub_token or get_token()):
         raise ConfigError("push_to_hub needs a token: run `hf auth login`, or give hub_token")

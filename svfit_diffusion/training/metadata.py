@@ -9,13 +9,18 @@ from svfit_diffusion.training.config import TrainingConfig
 
 
 def adapter_metadata(
-    config: TrainingConfig, fingerprints: Mapping[str, str], seed: int, instance_prompt: str
+    config: TrainingConfig,
+    fingerprints: Mapping[str, str],
+    quantization: Mapping[str, str],
+    seed: int,
+    instance_prompt: str,
 ) -> AdapterMetadata:
     """The metadata of an adapter.
 
     Args:
         config: settings of its training.
         fingerprints: of the base's weights under its layers, per component.
+        quantization: of the same weights, of components that are quantised.
         seed: of the run.
         instance_prompt: of the photos.
     """
@@ -23,6 +28,7 @@ def adapter_metadata(
         base_model=config.pretrained_model_name_or_path,
         base_revision=config.revision or "",
         fingerprints=dict(fingerprints),
+        quantization=dict(quantization),
         rank=dict.fromkeys(fingerprints, config.rank),
         target=dict.fromkeys(fingerprints, " ".join(config.target)),
         instance_prompt=instance_prompt,

@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from svfit_diffusion.adapters.rows import RowOwners
 from svfit_diffusion.families import family_of
 from svfit_diffusion.training import checks
-from svfit_diffusion.training.base import load_base
+from svfit_diffusion.training.base import load_base, load_quantised_base
 from svfit_diffusion.training.config import TrainingConfig
-from svfit_diffusion.training.freezing import freeze
+from svfit_diffusion.training.freezing import PRECISIONS, freeze
 from svfit_diffusion.training.placement import Placement
 from svfit_diffusion.training.processes import main_first
 from svfit_diffusion.training.subject import Subject
@@ -57,9 +57,7 @@ class Stage:
         self._show_progress = show_progress
         self.seconds: dict[str, float] = {}
         with timed(self.seconds, "loading"):
-            if pipe is None and show_progress:
-                print(f"Loading {config.source.name}", flush=True)
-            self.family = family_of(pipe if pipe is not None else load_base(config.source))
+            self.family = family_of(self._loaded() if pipe is None else pipe)
         self.family.check()
         checks.check_precision(self.family, accelerator.mixed_precision)
         checks.check_checkpointing(self.family, config.gradient_checkpointing)
@@ -69,6 +67,16 @@ class Stage:
         self.placement = Placement(self.family.pipe, accelerator.device, offload=config.offload)
         self.owners = RowOwners() if several else None
         self._is_frozen = False
+
+    def _loaded(self) -> Any:
+        config = self._config
+        if self._show_progress:
+            print(f"Loading {config.source.name}", flush=True)
+        asked = (config.quantization, config.bnb_quantization_config_path)
+        if asked == (None, None):
+            return load_base(config.source)
+        dtype = PRECISIONS.get(str(self._accelerator.mixed_precision), torch.float32)
+        return load_quantised_base(config.source, *asked, dtype)
 
     @property
     def components(self) -> list[str]:

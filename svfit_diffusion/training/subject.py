@@ -80,6 +80,12 @@ class Subject:
         """Of the base's weights under all layers in training, per component."""
         return {c: i.fingerprint(self.name) for c, i in self.injections.items()}
 
+    @property
+    def quantization(self) -> dict[str, str]:
+        """How these weights are quantised, of components where they are."""
+        found = {c: i.quantization(self.name) for c, i in self.injections.items()}
+        return {component: kind for component, kind in found.items() if kind}
+
     def parameters(self, component: str | None = None) -> list[nn.Parameter]:
         """Every trained shift, or those of one component."""
         return [

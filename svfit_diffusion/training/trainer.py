@@ -212,7 +212,9 @@ class Trainer:
         """The adapter as learned so far, without the layers of which the budget kept nothing."""
         config, models = self.config, self.subject.models
         prompt = config.instance_prompt or self._common_prompt()
-        metadata = adapter_metadata(config, self.subject.fingerprints, self.seed, prompt)
+        metadata = adapter_metadata(
+            config, self.subject.fingerprints, self.subject.quantization, self.seed, prompt
+        )
         with self._preparation.preview.averaged():
             whole = collect_adapter(models, self.subject.name, metadata)
         if self.pruner is None:

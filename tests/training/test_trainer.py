@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import itertools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -232,8 +233,13 @@ def test_bad_settings(make_config: MakeConfig, changes: dict[str, Any], message:
     ],
 )
 def test_unusable_input(
-    make_config: MakeConfig, changes: dict[str, Any], error: type[Exception], message: str
+    make_config: MakeConfig,
+    changes: dict[str, Any],
+    error: type[Exception],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not installed
     with pytest.raises(error, match=message):
         Trainer(make_config(**changes), show_progress=False)
 
@@ -249,7 +255,10 @@ def test_unsupported_base(make_config: MakeConfig) -> None:
         Trainer(make_config(), pipe=tiny.make_tiny_pipeline(in_channels=9), show_progress=False)
 
 
-def test_a_failed_start_leaves_the_pipeline_as_it_was(make_config: MakeConfig) -> None:
+def test_a_failed_start_leaves_the_pipeline_as_it_was(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not installed
     pipe = tiny.make_tiny_pipeline()
     before = tiny.run_pipeline(pipe)
     config = make_config(use_8bit_adam=True, train_text_encoder=True)
