@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from svfit_diffusion.cli import adapters, basis, doctor, exchange, generate, plan, train, web
+from svfit_diffusion.cli import adapters, basis, doctor, exchange, fleet, generate, plan, train, web
 from svfit_diffusion.errors import SVFitError
 from svfit_diffusion.version import __version__
 
@@ -49,6 +49,7 @@ app.command("convert")(adapters.convert)
 app.command("diff")(adapters.diff)
 app.add_typer(basis.app, name="basis")
 app.command("plan")(plan.plan)
+app.add_typer(fleet.app, name="fleet")
 app.command("app", context_settings=_OWN_PARSER)(web.web)
 app.command("doctor")(doctor.doctor)
 

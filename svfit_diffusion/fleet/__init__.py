@@ -1,0 +1,1 @@
+"""Many subjects: trained over several machines, and served from one base."""

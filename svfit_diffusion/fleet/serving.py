@@ -1,0 +1,159 @@
+"""A server as a Ray Serve deployment: replicas of the API, each with a base model of its own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from fastapi import FastAPI
+from torch import nn
+
+import svfit_diffusion  # noqa: F401  (gives pipelines the adapter methods)
+from svfit_diffusion.errors import ConfigError, PackageError, clipped
+from svfit_diffusion.fleet.engine import Engine
+from svfit_diffusion.fleet.images_api import Service, create_app
+from svfit_diffusion.fleet.library import AdapterLibrary
+from svfit_diffusion.fleet.limits import RequestLimits
+from svfit_diffusion.fleet.line import LineLimits
+from svfit_diffusion.fleet.metrics import Metrics
+from svfit_diffusion.fleet.shelf import Shelf
+from svfit_diffusion.training.base import BaseSource, load_base
+
+logger = logging.getLogger(__name__)
+
+NAME = "svfit"
+_REQUESTS_BESIDE = 64  # of other kinds than pictures
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """What a replica serves.
+
+    Attributes:
+        base: the base model.
+        library: folder or URL of adapters.
+        device: where pictures are drawn.
+        dtype: what they are computed in.
+        model: what the base model is called; as its source by default.
+        adapter_bytes: most bytes of adapters in memory; None keeps all, from the start.
+        keys: of those who may ask; without any, everyone may.
+        line: how much may wait, and be drawn together.
+        limits: of a request.
+    """
+
+    base: BaseSource
+    library: str
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    model: str = ""
+    adapter_bytes: int | None = None
+    keys: tuple[str, ...] = ()
+    line: LineLimits = field(default_factory=LineLimits)
+    limits: RequestLimits = field(default_factory=RequestLimits)
+
+
+def make_service(settings: ServeSettings) -> Service:
+    """Load the base model and, unless their memory is bounded, all adapters of the library.
+
+    An adapter that cannot be used is named in the log, and the others are served.
+
+    Raises:
+        ConfigError: the base model or the library cannot be used.
+        StorageError: the library cannot be reached.
+    """
+    library = AdapterLibrary(settings.library)
+    pipe = load_base(settings.base)
+    pipe.set_progress_bar_config(disable=True)
+    shelf = Shelf(pipe, library, settings.adapter_bytes)
+    if settings.adapter_bytes is None:
+        # Before the base is rounded: the basis is that of its full precision.
+        failures = shelf.fill(file.name for file in library.files())
+        for name, error in failures.items():
+            logger.warning("adapter %s is not served: %s", name, error)
+    pipe.to(settings.device, settings.dtype)
+    for component in pipe.components.values():
+        if isinstance(component, nn.Module):
+            component.requires_grad_(False).eval()
+    metrics = Metrics()
+    engine = Engine(pipe, shelf, settings.line, metrics)
+    metrics.watch(engine)
+    return Service(engine, library, settings.model or settings.base.name, settings.limits, metrics)
+
+
+def make_api(settings: ServeSettings) -> FastAPI:
+    """The API of one replica; raises as `make_service`."""
+    return create_app(make_service(settings), settings.keys)
+
+
+def serve_on_ray(
+    settings: ServeSettings,
+    *,
+    address: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    replicas: int = 1,
+    cpus: float = 1,
+    gpus: float = 0,
+    wait: bool = True,
+) -> None:
+    """Serve on a Ray cluster, or on this machine.
+
+    Args:
+        settings: of every replica.
+        address: of a cluster; None begins one on this machine.
+        host: where to listen; all machines of a cluster do.
+        port: where to listen.
+        replicas: how many.
+        cpus: of each replica.
+        gpus: of each replica.
+        wait: serve until interrupted; else return once requests are answered.
+
+    Raises:
+        ConfigError: there is no cluster at that address, or replicas do not start on it.
+        PackageError: Ray is missing.
+    """
+    ray, serve = _ray()
+    try:
+        ray.init(address=address, ignore_reinit_error=True, log_to_driver=wait)
+    except ConnectionError as error:
+        raise ConfigError(
+            f"no Ray cluster answers at {address}: start one by `ray start --head`, or leave "
+            f"--address out to serve on this machine"
+        ) from error
+    serve.start(http_options={"host": host, "port": port})
+    deployment = serve.deployment(
+        serve.ingress(_builder(settings))(),
+        name=NAME,
+        num_replicas=replicas,
+        # The engine has its own line, which is fair; Ray's must not keep requests from it.
+        max_ongoing_requests=settings.line.waiting + settings.line.batch + _REQUESTS_BESIDE,
+        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
+    )
+    try:
+        serve.run(deployment.bind(), blocking=wait, name=NAME, route_prefix="/")
+    except RuntimeError as error:  # Ray's own words name the log that says why
+        raise ConfigError(f"no replica could be started: {clipped(error)}") from error
+
+
+def _ray() -> tuple[Any, Any]:
+    """Ray, and its Serve."""
+    try:
+        import ray
+        from ray import serve
+    except ImportError as error:
+        raise PackageError(
+            "serving needs Ray with Serve: pip install 'svfit-diffusion[fleet]'"
+        ) from error
+    return ray, serve
+
+
+def _builder(settings: ServeSettings) -> Callable[[], FastAPI]:
+    """What makes the API on a replica; Ray wants a function."""
+
+    def build() -> FastAPI:
+        return make_api(settings)
+
+    return build
