@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Annotated
 
@@ -70,7 +72,7 @@ def serve(
         )
     from svfit_diffusion.fleet.limits import RequestLimits
     from svfit_diffusion.fleet.line import LineLimits
-    from svfit_diffusion.fleet.serving import ServeSettings, serve_on_ray
+    from svfit_diffusion.fleet.serving import ServeSettings, served
     from svfit_diffusion.training.base import BaseSource
 
     place = device or ("cuda" if gpus else "cpu")
@@ -87,7 +89,7 @@ def serve(
         line=LineLimits(batch, waiting, of_a_client, linger),
         limits=RequestLimits(pictures=max_n, side=max_side, steps=max_steps),
     )
-    serve_on_ray(
+    with served(
         settings,
         address=address,
         host=host,
@@ -95,4 +97,7 @@ def serve(
         replicas=replicas,
         cpus=cpus,
         gpus=gpus,
-    )
+    ):
+        print(f"http://{host}:{port}/v1 serves {base}; stop it by Ctrl+C", flush=True)
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from fastapi import FastAPI
 from torch import nn
 
 import svfit_diffusion  # noqa: F401  (gives pipelines the adapter methods)
-from svfit_diffusion.errors import ConfigError, PackageError, clipped
+from svfit_diffusion.errors import ConfigError, clipped
+from svfit_diffusion.fleet.cluster import connected
 from svfit_diffusion.fleet.engine import Engine
 from svfit_diffusion.fleet.images_api import Service, create_app
 from svfit_diffusion.fleet.library import AdapterLibrary
@@ -83,12 +87,8 @@ def make_service(settings: ServeSettings) -> Service:
     return Service(engine, library, settings.model or settings.base.name, settings.limits, metrics)
 
 
-def make_api(settings: ServeSettings) -> FastAPI:
-    """The API of one replica; raises as `make_service`."""
-    return create_app(make_service(settings), settings.keys)
-
-
-def serve_on_ray(
+@contextmanager
+def served(
     settings: ServeSettings,
     *,
     address: str | None = None,
@@ -97,63 +97,69 @@ def serve_on_ray(
     replicas: int = 1,
     cpus: float = 1,
     gpus: float = 0,
-    wait: bool = True,
-) -> None:
-    """Serve on a Ray cluster, or on this machine.
+) -> Iterator[None]:
+    """While within, requests are answered, by replicas on this machine or on a Ray cluster.
 
     Args:
         settings: of every replica.
-        address: of a cluster; None begins one on this machine.
+        address: of a cluster; this machine alone if not given.
         host: where to listen; all machines of a cluster do.
         port: where to listen.
         replicas: how many.
         cpus: of each replica.
         gpus: of each replica.
-        wait: serve until interrupted; else return once requests are answered.
 
     Raises:
         ConfigError: there is no cluster at that address, or replicas do not start on it.
         PackageError: Ray is missing.
+        StorageError: the library cannot be reached.
     """
-    ray, serve = _ray()
-    try:
-        ray.init(address=address, ignore_reinit_error=True, log_to_driver=wait)
-    except ConnectionError as error:
-        raise ConfigError(
-            f"no Ray cluster answers at {address}: start one by `ray start --head`, or leave "
-            f"--address out to serve on this machine"
-        ) from error
-    serve.start(http_options={"host": host, "port": port})
-    deployment = serve.deployment(
-        serve.ingress(_builder(settings))(),
-        name=NAME,
-        num_replicas=replicas,
-        # The engine has its own line, which is fair; Ray's must not keep requests from it.
-        max_ongoing_requests=settings.line.waiting + settings.line.batch + _REQUESTS_BESIDE,
-        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
-    )
-    try:
-        serve.run(deployment.bind(), blocking=wait, name=NAME, route_prefix="/")
-    except RuntimeError as error:  # Ray's own words name the log that says why
-        raise ConfigError(f"no replica could be started: {clipped(error)}") from error
-
-
-def _ray() -> tuple[Any, Any]:
-    """Ray, and its Serve."""
-    try:
-        import ray
+    if address is None:  # a cluster's machines may have what is not here
+        _check_here(settings)
+    with connected(address):
         from ray import serve
-    except ImportError as error:
-        raise PackageError(
-            "serving needs Ray with Serve: pip install 'svfit-diffusion[fleet]'"
-        ) from error
-    return ray, serve
+
+        serve.start(http_options={"host": host, "port": port})
+        deployment = serve.deployment(
+            serve.ingress(_builder(settings))(),
+            name=NAME,
+            num_replicas=replicas,
+            # The engine has a line of its own, which is fair; Ray's must keep nothing from it.
+            max_ongoing_requests=settings.line.waiting + settings.line.batch + _REQUESTS_BESIDE,
+            ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
+        )
+        try:
+            _run(serve, deployment)
+            yield
+        finally:
+            serve.delete(NAME)
+
+
+def _check_here(settings: ServeSettings) -> None:
+    """Raise at once for what replicas would try to load for minutes."""
+    AdapterLibrary(settings.library)
+    name = settings.base.name
+    if not Path(name).is_file():
+        try:
+            DiffusionPipeline.load_config(name, revision=settings.base.revision)
+        except OSError as error:
+            raise ConfigError(f"cannot load base model {name!r}: {clipped(error)}") from error
+
+
+def _run(serve: Any, deployment: Any) -> None:
+    try:
+        serve.run(deployment.bind(), name=NAME, route_prefix="/")
+    except RuntimeError as error:
+        status = serve.status().applications[NAME].deployments.get(NAME)
+        # The end of a traceback says what was wrong.
+        said = (status.message if status else str(error)).strip().splitlines() or [str(error)]
+        raise ConfigError(f"no replica could be started: {clipped(said[-1])}") from error
 
 
 def _builder(settings: ServeSettings) -> Callable[[], FastAPI]:
     """What makes the API on a replica; Ray wants a function."""
 
     def build() -> FastAPI:
-        return make_api(settings)
+        return create_app(make_service(settings), settings.keys)
 
     return build
