@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from PIL import Image
@@ -14,6 +15,9 @@ from svfit_diffusion.fleet.drawing import Drawing
 from svfit_diffusion.fleet.picture import Picture
 
 logger = logging.getLogger(__name__)
+
+Mix = Mapping[str, float]
+"""Strengths of the adapters of one picture, by name."""
 
 Watch = Callable[[int, Tensor], None]
 """Called with the steps done and the forming latents after each step."""
@@ -29,23 +33,26 @@ class Painter:
     hundredths in float16 and bfloat16.
 
     On a model that refuses batches of several adapters, such as one that folds frames into rows,
-    pictures are drawn one after the other.
+    they are drawn one adapter after the other.
 
     Args:
         pipe: a text-to-image pipeline that has the adapters.
         drawing: of that pipeline.
+
+    Attributes:
+        mixes: whether the model takes batches of several adapters, as far as is known.
     """
 
     def __init__(self, pipe: Any, drawing: Drawing) -> None:
         self._pipe = pipe
         self._drawing = drawing
         self._own_scheduler = pipe.scheduler
-        self._mixes = True
+        self.mixes = True
 
     def paint(
         self,
         wanted: Sequence[Picture],
-        mixes: Sequence[dict[str, float]],
+        mixes: Sequence[Mix],
         watch: Watch,
         scheduler: type | None = None,
     ) -> list[Image.Image]:
@@ -53,11 +60,11 @@ class Painter:
 
         Args:
             wanted: the pictures.
-            mixes: the strengths of each picture's adapters, by the names that the pipeline has.
+            mixes: of each picture, by the names that adapters have on the pipeline.
             watch: may raise, which ends the drawing.
             scheduler: kind of scheduler; the base model's own by default.
         """
-        if self._mixes:
+        if self.mixes:
             try:
                 with self._pipe.svfit_adapters_per_prompt(mixes):
                     return self._call(wanted, watch, scheduler)
@@ -65,19 +72,20 @@ class Painter:
                 logger.warning(
                     "pictures are drawn one adapter at a time from now on", exc_info=True
                 )
-                self._mixes = False
-        return [
-            image
-            for picture, mix in zip(wanted, mixes, strict=True)
-            for image in self._alone(picture, mix, watch, scheduler)
-        ]
+                self.mixes = False
+        images: list[Image.Image] = []
+        pictures = zip(wanted, mixes, strict=True)
+        for mix, alike in groupby(pictures, key=lambda picture: dict(picture[1])):
+            images += self._alike([picture for picture, _ in alike], mix, watch, scheduler)
+        return images
 
-    def _alone(
-        self, picture: Picture, mix: dict[str, float], watch: Watch, scheduler: type | None
+    def _alike(
+        self, wanted: Sequence[Picture], mix: Mix, watch: Watch, scheduler: type | None
     ) -> list[Image.Image]:
+        """Pictures with the same adapters."""
         self._pipe.set_svfit_adapters(list(mix), list(mix.values()))
         try:
-            return self._call([picture], watch, scheduler)
+            return self._call(wanted, watch, scheduler)
         finally:
             self._pipe.set_svfit_adapters([])
 

@@ -158,9 +158,7 @@ def test_drawing_stops_where_all_of_a_batch_have_left(
     pixels(engine.submit([picture("s0")]))
 
 
-def test_a_request_that_cannot_be_drawn_fails_alone(
-    make_engine: Any, library_folder: Path
-) -> None:
+def test_a_request_that_cannot_be_drawn_fails_alone(make_engine: Any, library_folder: Path) -> None:
     engine = make_engine()
     write_adapter(library_folder / "foreign.safetensors", of_another_base())
     with held(engine):
@@ -274,4 +272,3 @@ def test_a_file_that_is_replaced_is_drawn_from_the_next_request_on(
     assert np.abs(after - before).max() > ONE_LEVEL
     engine.between(lambda: None).result(60)
     assert len(engine.shelf) == 1
-

@@ -249,9 +249,7 @@ def test_what_is_counted_can_be_read(client: TestClient) -> None:
     assert counted["svfit_waiting",] == 0
 
 
-def test_health_tells_when_nothing_is_drawn_any_more(
-    client: TestClient, service: Service
-) -> None:
+def test_health_tells_when_nothing_is_drawn_any_more(client: TestClient, service: Service) -> None:
     assert client.get("/health").json() == {"status": "ok", "waiting": 0}
     service.engine.close()
     problem(client.get("/health"), 503)

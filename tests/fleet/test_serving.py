@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from serving_helpers import NAMES, fill_library
+from serving_helpers import NAMES, fill_library, picture
 
 from svfit_diffusion.errors import ConfigError
 from svfit_diffusion.fleet.serving import ServeSettings, make_service, served
@@ -82,10 +82,8 @@ def test_a_service_holds_all_adapters_or_fetches_them(
     library = fill_library(tmp_path / "library")
     source = BaseSource(str(saved_pipe))
     for bound, held in ((None, len(NAMES)), (1, 0)):
-        service = make_service(
-            ServeSettings(source, str(library), dtype=dtype, adapter_bytes=bound)
-        )
-        assert len(service.engine.shelf) == held
-        fetched = service.engine.shelf.fetch("s0")
-        service.engine.between(lambda wanted=fetched: service.engine.shelf.put(wanted)).result(60)
-        service.engine.close()
+        settings = ServeSettings(source, str(library), dtype=dtype, adapter_bytes=bound)
+        engine = make_service(settings).engine
+        assert len(engine.shelf) == held
+        engine.submit([picture("s0")])[0].image.result(60)
+        engine.close()

@@ -1,0 +1,249 @@
+"""A plan to internet scale: a million subjects and a thousand requests a second, simulated.
+
+    python -m benchmarks.fleet_simulation
+
+Service times are those that benchmarks.serving measured: a batch takes `a + b n` seconds. Subjects
+are asked for as Zipf's law says, requests come independently of each other, and a fleet is large
+enough when 99 of 100 are answered within ten times what a request takes alone. First the model is
+checked: requests come to one real engine at such random moments, and the same ones are simulated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from benchmarks import serving
+from benchmarks.fleet_model import (
+    BATCH,
+    ONE_ADAPTER,
+    ONE_REQUEST,
+    ROWS,
+    Fleet,
+    Outcome,
+    Service,
+    poisson_arrivals,
+    simulate,
+    zipf_subjects,
+)
+from benchmarks.report import RESULTS, Row, read_report, write_report
+from benchmarks.speed_rows import make_row
+from svfit_diffusion.fleet.engine import Engine
+from svfit_diffusion.fleet.line import LineLimits
+from svfit_diffusion.fleet.serving import ServeSettings, make_service
+from svfit_diffusion.training.base import BaseSource
+
+SUBJECTS, RATE, EXPONENT = 10**6, 1000.0, 1.0
+PATIENCE = 10.0
+"""A fleet is large enough when p99 is at most so many times a request alone."""
+
+FETCH = 0.05
+"""Seconds to fetch an adapter from a store of objects; assumed."""
+
+CACHE_BYTES = 10**9
+"""Memory for adapters that each replica has; assumed."""
+
+ADAPTER_BYTES = 46_080
+LORA_BYTES = 4 * 187_392
+"""Of a LoRA of rank 8 over the same projections of Toybox, for servers that switch those."""
+
+MODEL, ENGINE = "the model", "the engine"
+Needed = dict[tuple[str, bool], tuple[Fleet, Outcome]]
+"""The fleet that is large enough and what comes of it, by policy and whether requests go near."""
+
+_SECONDS, _WARM_UP = 200.0, 80.0
+_CHECKED_SECONDS = 40.0
+_CHECKED_LOADS = (0.4, 0.8)
+_CHECKED_ADAPTERS, _CHECKED_STEPS = 64, 5
+_ROUTES = {True: "near its adapter", False: "anywhere"}
+_COLOURS = {ROWS: "C0", ONE_ADAPTER: "C1", ONE_REQUEST: "C3"}
+
+
+def main() -> None:
+    """Check, simulate, print, draw and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--no_check", action="store_true", help="Leave the real engine alone.")
+    given = parser.parse_args()
+    measured = {
+        (row["what"], row["method"]): row["value"] for row in read_report("serving")["rows"]
+    }
+    services = services_from(measured)
+    alone = measured[serving.ALONE, serving.SWITCHING]
+    rows = [] if given.no_check else check_rows()
+    needed = {
+        (policy, near): enough(Fleet(1, policy, service, cached_by(policy), near), PATIENCE * alone)
+        for policy, service in services.items()
+        for near in (False, True)
+    }
+    rows += plan_rows(needed, alone)
+    for row in rows:
+        print(f"{row['what']}: {row['method']} {row['value']:.4g} {row['unit']}")
+    print(draw(needed, alone))
+    details = {
+        "subjects": SUBJECTS,
+        "requests_per_second": RATE,
+        "zipf_exponent": EXPONENT,
+        "p99_at_most_seconds": PATIENCE * alone,
+        "cache_bytes": CACHE_BYTES,
+        "services": {policy: vars(service) for policy, service in services.items()},
+    }
+    print(write_report("fleet_simulation", rows, **details))
+
+
+def services_from(measured: dict[tuple[str, str], float]) -> dict[str, Service]:
+    """What replicas take, by policy, from the rows of benchmarks.serving."""
+    load, switch = (
+        measured[serving.LOAD, serving.BATCHES],
+        measured[serving.SWITCH, serving.SWITCHING],
+    )
+    alone = measured[serving.ALONE, serving.SWITCHING]
+    per_batch = {w: measured[serving.PER_BATCH, w] for w in (serving.BATCHES, serving.BASE)}
+    per_row = {w: measured[serving.PER_ROW, w] for w in (serving.BATCHES, serving.BASE)}
+    return {
+        ROWS: Service(per_batch[serving.BATCHES], per_row[serving.BATCHES], 0.0, load, FETCH),
+        ONE_ADAPTER: Service(per_batch[serving.BASE], per_row[serving.BASE], switch, load, FETCH),
+        ONE_REQUEST: Service(alone - switch, 0.0, switch, load, FETCH),
+    }
+
+
+def cached_by(policy: str) -> int:
+    """How many adapters a replica's memory holds: ours, or LoRAs where those are switched."""
+    return CACHE_BYTES // (ADAPTER_BYTES if policy == ROWS else LORA_BYTES)
+
+
+def enough(fleet: Fleet, p99: float) -> tuple[Fleet, Outcome]:
+    """The smallest fleet, to a hundredth, that answers 99 of 100 requests in so many seconds."""
+    arrivals = poisson_arrivals(RATE, _SECONDS, seed=0)
+    subjects = zipf_subjects(len(arrivals), SUBJECTS, EXPONENT, seed=1)
+
+    def outcome(replicas: int) -> Outcome:
+        return simulate(replace(fleet, replicas=replicas), arrivals, subjects, _WARM_UP)
+
+    service = fleet.service
+    low = int(RATE * (service.per_batch / BATCH + service.per_row))  # batches all full
+    high = 2 * low
+    while outcome(high).percentile(99) > p99:
+        low, high = high, 2 * high
+    while high - low > max(1, high // 100):
+        middle = (low + high) // 2
+        low, high = (low, middle) if outcome(middle).percentile(99) <= p99 else (middle, high)
+    return replace(fleet, replicas=high), outcome(high)
+
+
+def plan_rows(needed: Needed, alone: float) -> list[Row]:
+    """What each way of serving needs, and gives."""
+    fewest = needed[ROWS, False][0].replicas
+    rows = []
+    for (policy, near), (fleet, outcome) in needed.items():
+        method = f"{policy}, {_ROUTES[near]}"
+        ours = f"{ROWS}, {_ROUTES[False]}"
+        rows += [
+            make_row("replicas", method, fleet.replicas, "", ours, fleet.replicas / fewest),
+            make_row("adapters in a replica's memory", method, fleet.cached, ""),
+            make_row("adapters not in memory", method, 100 * outcome.misses, "%"),
+            make_row("requests of a batch", method, outcome.batch, ""),
+            make_row("time that replicas draw", method, 100 * outcome.busy, "%"),
+        ]
+        for percent in (50, 99):
+            value = outcome.percentile(percent)
+            what = f"p{percent} latency"
+            rows.append(make_row(what, method, value, "s", "a request alone", value / alone))
+    return rows
+
+
+def check_rows() -> list[Row]:
+    """Latencies of a real engine under requests at random moments, against the model's."""
+    with tempfile.TemporaryDirectory() as folder:
+        serving.make_library(Path(folder), _CHECKED_ADAPTERS)
+        line = LineLimits(batch=BATCH, waiting=1000, of_a_client=1000, linger=0.0)
+        settings = ServeSettings(BaseSource(str(serving.TOYBOX)), folder, line=line)
+        engine = make_service(settings).engine
+        wanted = serving.requests(_CHECKED_ADAPTERS, BATCH, _CHECKED_STEPS)
+        measured = {
+            row["what"]: row["value"]
+            for row in serving.batch_rows(engine, wanted)
+            if row["method"] == serving.BATCHES
+        }
+        service = Service(measured[serving.PER_BATCH], measured[serving.PER_ROW], 0.0, 0.0, 0.0)
+        rows = []
+        for load in _CHECKED_LOADS:
+            full = BATCH / (service.per_batch + BATCH * service.per_row)
+            arrivals = poisson_arrivals(load * full, _CHECKED_SECONDS, seed=2)
+            subjects = zipf_subjects(len(arrivals), _CHECKED_ADAPTERS, EXPONENT, seed=3)
+            fleet = Fleet(1, ROWS, service, _CHECKED_ADAPTERS, near=False)
+            model = simulate(fleet, arrivals, subjects)
+            real = engine_latencies(engine, arrivals, subjects)
+            for percent in (50, 99):
+                what = f"check at {load:.0%} of what one engine draws, p{percent} latency"
+                found, said = float(np.percentile(real, percent)), model.percentile(percent)
+                rows.append(make_row(what, MODEL, said, "s", ENGINE, said / found))
+                rows.append(make_row(what, ENGINE, found, "s"))
+        engine.close()
+    return rows
+
+
+def engine_latencies(engine: Engine, arrivals: np.ndarray, subjects: np.ndarray) -> list[float]:
+    """Seconds that each request takes which comes to an engine at its moment."""
+    latencies: list[float] = []
+    began = time.monotonic()
+    tickets = []
+    for number, (moment, subject) in enumerate(
+        zip(arrivals.tolist(), subjects.tolist(), strict=True)
+    ):
+        time.sleep(max(0.0, began + moment - time.monotonic()))
+        wanted = serving.requests(_CHECKED_ADAPTERS, _CHECKED_ADAPTERS, _CHECKED_STEPS)[subject]
+        ticket = engine.submit([replace(wanted, seed=number)])[0]
+        ticket.image.add_done_callback(
+            lambda _, asked=began + moment: latencies.append(time.monotonic() - asked)
+        )
+        tickets.append(ticket)
+    for ticket in tickets:
+        ticket.image.result()
+    return latencies
+
+
+def draw(needed: Needed, alone: float) -> Path:
+    """A plot of p99 latency against the size of the fleet, for each way of serving."""
+    figure, axes = plt.subplots(figsize=(7, 4.2), constrained_layout=True)
+    arrivals = poisson_arrivals(RATE, _SECONDS, seed=0)
+    subjects = zipf_subjects(len(arrivals), SUBJECTS, EXPONENT, seed=1)
+    for (policy, near), (fleet, _) in needed.items():
+        sizes = [int(fleet.replicas * share) for share in (0.85, 0.92, 1, 1.1, 1.25, 1.5, 2)]
+        latencies = [
+            simulate(replace(fleet, replicas=size), arrivals, subjects, _WARM_UP).percentile(99)
+            for size in sizes
+        ]
+        axes.plot(
+            sizes,
+            np.array(latencies) / alone,
+            "o-" if near else "s--",
+            color=_COLOURS[policy],
+            label=f"{policy}, {_ROUTES[near]}",
+            markersize=4,
+        )
+    axes.axhline(PATIENCE, color="0.6", linewidth=0.8)
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="replicas (two CPU cores each, Toybox)",
+        ylabel="p99 latency, in times of a request alone",
+        title="A million subjects, a thousand requests a second (simulated)",
+    )
+    axes.legend(fontsize=8, frameon=False)
+    path = RESULTS / "fleet_simulation.png"
+    figure.savefig(path, dpi=150)
+    return path
+
+
+if __name__ == "__main__":
+    main()
