@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--requests", type=int, default=2, help="Of each client, in a round.")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=10)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         make_library(Path(folder), given.adapters)
@@ -274,7 +274,7 @@ def own_rows(rounds: dict[str, list[Round]]) -> list[Row]:
     ]
 
 
-def batch_rows(engine: Engine, wanted: Sequence[Picture], repeats: int = 2) -> list[Row]:
+def batch_rows(engine: Engine, wanted: Sequence[Picture], repeats: int = 1) -> list[Row]:
     """Seconds of a batch of n rows, and the line `a + b n` through them; of the base alone, too."""
     kinds = {BATCHES: list(wanted), BASE: [replace(one, adapters={}) for one in wanted]}
     seconds: dict[tuple[str, int], list[float]] = {}
