@@ -64,6 +64,8 @@ def _told(_: Request, error: Exception) -> JSONResponse:
             if status >= 500:
                 logger.error("a request failed: %s", error)
             return error_response(status, _message(error), name, code)
+    if isinstance(error, ValueError):  # as those are that come of what was given
+        return error_response(400, _message(error), code="invalid_value")
     return _unexpected(_, error)
 
 

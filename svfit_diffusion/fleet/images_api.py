@@ -6,7 +6,7 @@ import asyncio
 import base64
 import io
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -15,7 +15,8 @@ from fastapi import Depends, FastAPI, Form, Request, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from PIL import Image
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import Metric
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from svfit_diffusion.errors import AdapterNameError, ConfigError
@@ -28,6 +29,7 @@ from svfit_diffusion.fleet.library import AdapterLibrary
 from svfit_diffusion.fleet.limits import RequestLimits
 from svfit_diffusion.fleet.line import Ticket
 from svfit_diffusion.fleet.metrics import Metrics
+from svfit_diffusion.fleet.metrics_board import EVERY
 
 _ADAPTERS = "/v1/adapters"
 _LEFT = 499
@@ -55,17 +57,34 @@ class Service:
     started: int = field(default_factory=lambda: int(time.time()))
 
 
-def create_app(service: Service, keys: Collection[str] = ()) -> FastAPI:
+Share = Callable[[Sequence[Metric]], Awaitable[Sequence[Metric]]]
+"""Tells other replicas what this one counted, and returns what all have."""
+
+
+async def keep(counted: Sequence[Metric]) -> Sequence[Metric]:
+    """A `Share` where there are no other replicas."""
+    return counted
+
+
+def create_app(service: Service, keys: Collection[str] = (), share: Share = keep) -> FastAPI:
     """The API of a service; when it shuts down, so does the engine.
 
     Args:
         service: what is served.
         keys: of those who may ask; without any, everyone may.
+        share: of counts with other replicas.
     """
+
+    async def tell_counts() -> None:
+        while True:
+            await share(list(service.metrics.registry.collect()))
+            await asyncio.sleep(EVERY)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        telling = asyncio.create_task(tell_counts())
         yield
+        telling.cancel()
         await run_in_threadpool(service.engine.close)
 
     app = FastAPI(title="svfit", lifespan=lifespan)
@@ -74,6 +93,7 @@ def create_app(service: Service, keys: Collection[str] = ()) -> FastAPI:
     _add_pictures(app, service, client)
     _add_adapters(app, service, client)
     _add_state(app, service, client)
+    _add_metrics(app, service.metrics, client, share)
     app.add_middleware(BodyBounds, uploads=_ADAPTERS, upload_bytes=service.limits.upload_bytes)
     app.add_middleware(_Counted, metrics=service.metrics)
     return app
@@ -144,10 +164,24 @@ def _add_state(app: FastAPI, service: Service, client: Any) -> None:
             return error_response(503, "the engine draws no more", "server_error", "stopping")
         return JSONResponse({"status": "ok", "waiting": len(service.engine)})
 
+
+def _add_metrics(app: FastAPI, metrics: Metrics, client: Any, share: Share) -> None:
     @app.get("/metrics", dependencies=[client])
-    def metrics() -> Response:
+    async def counts() -> Response:
         """What was counted, for Prometheus."""
-        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        families = _Families(await share(list(metrics.registry.collect())))
+        return Response(generate_latest(families), media_type=CONTENT_TYPE_LATEST)
+
+
+class _Families(CollectorRegistry):
+    """Counts as they are, for `generate_latest`."""
+
+    def __init__(self, families: Sequence[Metric]) -> None:
+        super().__init__()
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
 
 
 async def _images_of(tickets: Sequence[Ticket], request: Request) -> list[Image.Image] | None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from diffusers import DiffusionPipeline
 from fastapi import FastAPI
+from prometheus_client.metrics_core import Metric
 from torch import nn
 
 import svfit_diffusion  # noqa: F401  (gives pipelines the adapter methods)
@@ -23,6 +25,7 @@ from svfit_diffusion.fleet.library import AdapterLibrary
 from svfit_diffusion.fleet.limits import RequestLimits
 from svfit_diffusion.fleet.line import LineLimits
 from svfit_diffusion.fleet.metrics import Metrics
+from svfit_diffusion.fleet.metrics_board import MetricsBoard
 from svfit_diffusion.fleet.shelf import Shelf
 from svfit_diffusion.training.base import BaseSource, load_base
 
@@ -125,12 +128,13 @@ def served(
     """
     if address is None:  # a cluster's machines may have what is not here
         _check_here(settings)
-    with connected(address):
+    with connected(address) as ray:
         from ray import serve
 
         serve.start(http_options={"host": host, "port": port})
+        board = ray.remote(MetricsBoard).options(num_cpus=0).remote()
         deployment = serve.deployment(
-            serve.ingress(_builder(settings))(),
+            serve.ingress(_builder(settings, board))(),
             name=NAME,
             num_replicas=replicas,
             # The engine has a line of its own, which is fair; Ray's must keep nothing from it.
@@ -165,10 +169,21 @@ def _run(serve: Any, deployment: Any) -> None:
         raise ConfigError(f"no replica could be started: {clipped(said[-1])}") from error
 
 
-def _builder(settings: ServeSettings) -> Callable[[], FastAPI]:
-    """What makes the API on a replica; Ray wants a function."""
+def _builder(settings: ServeSettings, board: Any) -> Callable[[], FastAPI]:
+    """What makes the API on a replica; Ray wants a function.
+
+    Args:
+        settings: of the replica.
+        board: the actor of the `MetricsBoard` that replicas share.
+    """
 
     def build() -> FastAPI:
-        return create_app(make_service(settings), settings.keys)
+        own = uuid4().hex[:8]
+
+        async def share(counted: Sequence[Metric]) -> Sequence[Metric]:
+            all_of_them: Sequence[Metric] = await board.exchange.remote(own, counted)
+            return all_of_them
+
+        return create_app(make_service(settings), settings.keys, share)
 
     return build

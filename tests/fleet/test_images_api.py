@@ -25,6 +25,7 @@ from svfit_diffusion.fleet.library import AdapterLibrary
 from svfit_diffusion.fleet.limits import RequestLimits
 from svfit_diffusion.fleet.line import LineLimits
 from svfit_diffusion.fleet.metrics import Metrics
+from svfit_diffusion.fleet.metrics_board import MetricsBoard
 
 GENERATIONS = "/v1/images/generations"
 WANTED: dict[str, Any] = {
@@ -247,6 +248,25 @@ def test_what_is_counted_can_be_read(client: TestClient) -> None:
     assert counted["svfit_adapter_bytes",] > 0
     assert counted["svfit_adapter_lookups_total", "library"] == 1
     assert counted["svfit_waiting",] == 0
+
+
+def test_any_replica_tells_the_counts_of_all() -> None:
+    board, replicas = MetricsBoard(), [Metrics(), Metrics()]
+    replicas[0].answered(GENERATIONS, 200, 0.5)
+    replicas[1].drawn(3, 1.0)
+    board.exchange("one", list(replicas[0].registry.collect()))
+    told = board.exchange("two", list(replicas[1].registry.collect()))
+    assert len({family.name for family in told}) == len(told)
+    counted = {
+        (sample.name, sample.labels["replica"]): sample.value
+        for family in told
+        for sample in family.samples
+    }
+    assert counted["svfit_requests_total", "one"] == 1
+    assert (
+        counted["svfit_batch_pictures_sum", "one"],
+        counted["svfit_batch_pictures_sum", "two"],
+    ) == (0, 3)
 
 
 def test_health_tells_when_nothing_is_drawn_any_more(client: TestClient, service: Service) -> None:

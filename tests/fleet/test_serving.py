@@ -28,15 +28,18 @@ def free_port() -> int:
         return port
 
 
-def ask(port: int, path: str, body: Any = None, key: str = KEY) -> tuple[int, Any]:
-    """Status and JSON of an answer."""
-    request = urllib.request.Request(
+def request_to(port: int, path: str, body: Any = None, key: str = KEY) -> urllib.request.Request:
+    return urllib.request.Request(
         f"http://127.0.0.1:{port}{path}",
         data=None if body is None else json.dumps(body).encode(),
         headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
     )
+
+
+def ask(port: int, path: str, body: Any = None, key: str = KEY) -> tuple[int, Any]:
+    """Status and JSON of an answer."""
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request_to(port, path, body, key), timeout=60) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
@@ -58,6 +61,8 @@ def test_a_replica_on_ray_answers(saved_pipe: Path, tmp_path: Path) -> None:
             assert status == 200, answer
             drawn[name] = answer["data"][0]["b64_json"]
         assert drawn["s0"] != drawn["s1"]
+        with urllib.request.urlopen(request_to(port, "/metrics"), timeout=60) as answer:
+            assert b'svfit_batch_pictures_count{replica="' in answer.read()
         for name, expected in (("nobody", 404), ("damaged", 400)):
             status, answer = ask(
                 port, "/v1/images/generations", WANTED | {"adapters": [{"name": name}]}
