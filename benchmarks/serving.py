@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median
@@ -187,13 +188,8 @@ def in_turn(
     draw: Callable[[Picture], Image.Image], wanted: Sequence[Picture], clients: int
 ) -> Round:
     """Requests drawn one after the other, in the order in which they come."""
-    turn = threading.Lock()
-
-    def ask(_: int, picture: Picture) -> Image.Image:
-        with turn:
-            return draw(picture)
-
-    return _asked(ask, wanted, clients)
+    with ThreadPoolExecutor(1) as line:
+        return _asked(lambda _, picture: line.submit(draw, picture).result(), wanted, clients)
 
 
 def _asked(
