@@ -68,7 +68,7 @@ class Outcome:
         latencies: seconds of each.
         misses: share of requests whose adapter was not in the replica's cache.
         batch: mean requests of a batch.
-        busy: share of the replicas' time.
+        busy: the replicas' time of drawing, as a share of that in which requests came.
     """
 
     latencies: np.ndarray
@@ -210,14 +210,12 @@ def simulate(
         replicas[index].waiting.append((came, subject))
         if not replicas[index].drawing:
             begin(index, came)
-    last = ends and max(end for end, *_ in ends)
     end_until(float("inf"))
-    span = max(float(arrivals[-1]), float(last or 0))
     return Outcome(
         np.array(latencies),
         misses / lookups,
         len(arrivals) / batches,
-        busy / (fleet.replicas * span),
+        busy / (fleet.replicas * float(arrivals[-1])),
     )
 
 

@@ -39,7 +39,7 @@ from benchmarks.fleet_model import (
 from benchmarks.report import RESULTS, Row, read_report, write_report
 from benchmarks.speed_rows import make_row
 from svfit_diffusion.fleet.engine import Engine
-from svfit_diffusion.fleet.line import LineLimits
+from svfit_diffusion.fleet.line import LineLimits, Ticket
 from svfit_diffusion.fleet.serving import ServeSettings, make_service
 from svfit_diffusion.training.base import BaseSource
 
@@ -196,16 +196,17 @@ def engine_latencies(engine: Engine, arrivals: np.ndarray, subjects: np.ndarray)
     """Seconds that each request takes which comes to an engine at its moment."""
     latencies: list[float] = []
     began = time.monotonic()
-    tickets = []
-    for number, (moment, subject) in enumerate(
-        zip(arrivals.tolist(), subjects.tolist(), strict=True)
-    ):
-        time.sleep(max(0.0, began + moment - time.monotonic()))
-        wanted = serving.requests(_CHECKED_ADAPTERS, _CHECKED_ADAPTERS, _CHECKED_STEPS)[subject]
-        ticket = engine.submit([replace(wanted, seed=number)])[0]
-        ticket.image.add_done_callback(
-            lambda _, asked=began + moment: latencies.append(time.monotonic() - asked)
-        )
+    pictures = serving.requests(_CHECKED_ADAPTERS, _CHECKED_ADAPTERS, _CHECKED_STEPS)
+    tickets: list[Ticket] = []
+    for moment, subject in zip(arrivals.tolist(), subjects.tolist(), strict=True):
+        due = began + moment
+        time.sleep(max(0.0, due - time.monotonic()))
+        ticket = engine.submit([replace(pictures[subject], seed=len(tickets))])[0]
+
+        def note(_: object, due: float = due) -> None:
+            latencies.append(time.monotonic() - due)
+
+        ticket.image.add_done_callback(note)
         tickets.append(ticket)
     for ticket in tickets:
         ticket.image.result()

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 from fastapi.testclient import TestClient
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
@@ -20,12 +21,14 @@ from serving_helpers import NAMES, held, of_another_base, picture, pixels
 from tiny_adapters import make_adapter
 
 from svfit_diffusion.files.adapter import write_adapter
+from svfit_diffusion.fleet.engine import Engine
 from svfit_diffusion.fleet.images_api import Service, create_app
 from svfit_diffusion.fleet.library import AdapterLibrary
 from svfit_diffusion.fleet.limits import RequestLimits
 from svfit_diffusion.fleet.line import LineLimits
 from svfit_diffusion.fleet.metrics import Metrics
 from svfit_diffusion.fleet.metrics_board import MetricsBoard
+from svfit_diffusion.fleet.shelf import Shelf
 
 GENERATIONS = "/v1/images/generations"
 WANTED: dict[str, Any] = {
@@ -37,10 +40,8 @@ WANTED: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def service(make_engine: Any, library: AdapterLibrary) -> Service:
+def make_service(engine: Engine, library: AdapterLibrary) -> Service:
     metrics = Metrics()
-    engine = make_engine(LineLimits(batch=4, waiting=6, of_a_client=5, linger=0))
     engine._observer = metrics
     metrics.watch(engine)
     limits = RequestLimits(pictures=3, side=64, steps=10, prompt=50, upload_bytes=100_000)
@@ -48,7 +49,23 @@ def service(make_engine: Any, library: AdapterLibrary) -> Service:
 
 
 @pytest.fixture
+def service(make_engine: Any, library: AdapterLibrary) -> Service:
+    engine = make_engine(LineLimits(batch=4, waiting=6, of_a_client=5, linger=0))
+    return make_service(engine, library)
+
+
+@pytest.fixture
 def client(service: Service) -> Iterator[TestClient]:
+    with TestClient(create_app(service), raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """A client of a service that no test changes."""
+    library = AdapterLibrary(str(tmp_path_factory.mktemp("library")))
+    pipe = tiny.make_tiny_pipeline()
+    service = make_service(Engine(pipe, Shelf(pipe, library)), library)
     with TestClient(create_app(service), raise_server_exceptions=False) as client:
         yield client
 
@@ -128,15 +145,15 @@ def test_what_is_left_out_is_the_base_models_own(client: TestClient, service: Se
         ({"response_format": "url"}, "b64_json"),
     ],
 )
-def test_what_cannot_be_drawn_is_said(client: TestClient, changed: Any, said: str) -> None:
-    error = problem(client.post(GENERATIONS, json=WANTED | changed), 400)
+def test_what_cannot_be_drawn_is_said(refusing: TestClient, changed: Any, said: str) -> None:
+    error = problem(refusing.post(GENERATIONS, json=WANTED | changed), 400)
     assert said in error["message"]
     assert error["type"] == "invalid_request_error"
 
 
 @pytest.mark.parametrize("body", ["", "{", "[]", '{"prompt": NaN}', '{"prompt": "\\ud800"}'])
-def test_what_is_no_request_is_said(client: TestClient, body: str) -> None:
-    problem(client.post(GENERATIONS, content=body), 400)
+def test_what_is_no_request_is_said(refusing: TestClient, body: str) -> None:
+    problem(refusing.post(GENERATIONS, content=body), 400)
 
 
 def test_adapters_are_listed_added_drawn_and_deleted(
@@ -205,10 +222,10 @@ def test_keys_are_needed_where_there_are_some(service: Service) -> None:
             assert [entry["id"] for entry in answer.json()["data"]] == ["tiny"]
 
 
-def test_unknown_places_are_told_in_the_same_shape(client: TestClient) -> None:
-    problem(client.get("/v1/nothing"), 404)
-    problem(client.get(GENERATIONS), 405)
-    problem(client.delete("/v1/adapters/..%2Fs0"), 404)
+def test_unknown_places_are_told_in_the_same_shape(refusing: TestClient) -> None:
+    problem(refusing.get("/v1/nothing"), 404)
+    problem(refusing.get(GENERATIONS), 405)
+    problem(refusing.delete("/v1/adapters/..%2Fs0"), 404)
 
 
 def test_too_many_requests_are_told_to_come_again(client: TestClient, service: Service) -> None:
