@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections import OrderedDict, deque
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ import numpy as np
 
 BATCH = 16
 """Most requests of a batch."""
+
+_HOPELESS = 20 * BATCH  # that wait at one replica, where a fleet is too small
 
 ROWS, ONE_ADAPTER, ONE_REQUEST = (
     "an adapter per row",
@@ -168,7 +171,8 @@ def poisson_arrivals(rate: float, seconds: float, seed: int) -> np.ndarray:
 def simulate(
     fleet: Fleet, arrivals: np.ndarray, subjects: np.ndarray, warm_up: float = 0.0, seed: int = 0
 ) -> Outcome:
-    """Let requests arrive at a fleet, and all be answered.
+    """Let requests arrive at a fleet, and all be answered, unless it is far too small for them:
+    then latencies are infinite.
 
     Args:
         fleet: the replicas, whose caches begin with the most popular subjects.
@@ -208,6 +212,8 @@ def simulate(
         end_until(came)
         index = _route(fleet, replicas, subject, choice)
         replicas[index].waiting.append((came, subject))
+        if len(replicas[index].waiting) > _HOPELESS:
+            return Outcome(np.array([math.inf]), math.nan, math.nan, 1.0)
         if not replicas[index].drawing:
             begin(index, came)
     end_until(float("inf"))

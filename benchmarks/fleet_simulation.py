@@ -61,7 +61,7 @@ MODEL, ENGINE = "the model", "the engine"
 Needed = dict[tuple[str, bool], tuple[Fleet, Outcome]]
 """The fleet that is large enough and what comes of it, by policy and whether requests go near."""
 
-_SECONDS, _WARM_UP = 200.0, 80.0
+_SECONDS, _WARM_UP = 150.0, 60.0
 _CHECKED_SECONDS = 40.0
 _CHECKED_LOADS = (0.4, 0.8)
 _CHECKED_ADAPTERS, _CHECKED_STEPS = 64, 5
@@ -130,10 +130,10 @@ def enough(fleet: Fleet, p99: float) -> tuple[Fleet, Outcome]:
         return simulate(replace(fleet, replicas=replicas), arrivals, subjects, _WARM_UP)
 
     service = fleet.service
-    low = int(RATE * (service.per_batch / BATCH + service.per_row))  # batches all full
-    high = 2 * low
+    low = int(RATE * (service.per_batch / BATCH + service.per_row))  # if all batches were full
+    high = int(1.3 * low)
     while outcome(high).percentile(99) > p99:
-        low, high = high, 2 * high
+        low, high = high, int(1.3 * high)
     while high - low > max(1, high // 100):
         middle = (low + high) // 2
         low, high = (low, middle) if outcome(middle).percentile(99) <= p99 else (middle, high)
