@@ -71,17 +71,15 @@ class Outcome:
         latencies: seconds of each.
         misses: share of requests whose adapter was not in the replica's cache.
         batch: mean requests of a batch.
-        busy: the replicas' time of drawing, as a share of that in which requests came.
     """
 
     latencies: np.ndarray
     misses: float
     batch: float
-    busy: float
 
     def percentile(self, percent: float) -> float:
         """Seconds that so many percent of the requests take at most."""
-        return float(np.percentile(self.latencies, percent))
+        return float(np.percentile(self.latencies, percent, method="higher"))
 
 
 class Cache:
@@ -186,17 +184,15 @@ def simulate(
     ends: list[tuple[float, int, list[tuple[float, int]]]] = []
     latencies: list[float] = []
     misses = lookups = batches = 0
-    busy = 0.0
 
     def begin(index: int, now: float) -> None:
-        nonlocal misses, lookups, batches, busy
+        nonlocal misses, lookups, batches
         batch = replicas[index].take(fleet.policy)
         wanted = list(dict.fromkeys(subject for _, subject in batch))
         missing = sum(not replicas[index].cache.has(subject) for subject in wanted)
         seconds = service.per_batch + service.per_row * len(batch)
         seconds += service.switch * (fleet.policy != ROWS) + service.load * missing
         misses, lookups, batches = misses + missing, lookups + len(wanted), batches + 1
-        busy += seconds
         replicas[index].drawing = len(batch)
         heapq.heappush(ends, (now + seconds + (service.fetch if missing else 0), index, batch))
 
@@ -213,7 +209,7 @@ def simulate(
         index = _route(fleet, replicas, subject, choice)
         replicas[index].waiting.append((came, subject))
         if len(replicas[index].waiting) > _HOPELESS:
-            return Outcome(np.array([math.inf]), math.nan, math.nan, 1.0)
+            return Outcome(np.array([math.inf]), math.nan, math.nan)
         if not replicas[index].drawing:
             begin(index, came)
     end_until(float("inf"))
@@ -221,7 +217,6 @@ def simulate(
         np.array(latencies),
         misses / lookups,
         len(arrivals) / batches,
-        busy / (fleet.replicas * float(arrivals[-1])),
     )
 
 
