@@ -12,7 +12,7 @@ import typer
 from svfit_diffusion.cli.options import Dtype, NeededBase, Revision, Variant, device_named
 from svfit_diffusion.errors import ConfigError
 
-_EXTRA = ("ray", "fsspec", "fastapi", "multipart", "prometheus_client")
+_EXTRA = ("ray", "fsspec", "fastapi", "python_multipart", "prometheus_client")
 _MEGABYTE = 10**6
 
 
