@@ -61,7 +61,7 @@ MODEL, ENGINE = "the model", "the engine"
 Needed = dict[tuple[str, bool], tuple[Fleet, Outcome]]
 """The fleet that is large enough and what comes of it, by policy and whether requests go near."""
 
-_SECONDS, _WARM_UP = 400.0, 100.0
+_SECONDS, _WARM_UP = 300.0, 100.0
 _CHECKED_SECONDS = 40.0
 _CHECKED_LOADS = (0.4, 0.8)
 _CHECKED_ADAPTERS, _CHECKED_STEPS = 64, 5
@@ -169,7 +169,7 @@ def check_rows() -> list[Row]:
         wanted = serving.requests(_CHECKED_ADAPTERS, BATCH, _CHECKED_STEPS)
         measured = {
             row["what"]: row["value"]
-            for row in serving.batch_rows(engine, wanted)
+            for row in serving.batch_rows(engine, wanted, repeats=2)
             if row["method"] == serving.BATCHES
         }
         service = Service(measured[serving.PER_BATCH], measured[serving.PER_ROW], 0.0, 0.0, 0.0)
