@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +24,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 
 from benchmarks import serving
 from benchmarks.fleet_model import (
@@ -39,9 +42,11 @@ from benchmarks.fleet_model import (
 from benchmarks.report import RESULTS, Row, print_table, read_report, write_report
 from benchmarks.speed_rows import make_row
 from svfit_diffusion.fleet.engine import Engine
+from svfit_diffusion.fleet.library import AdapterLibrary
 from svfit_diffusion.fleet.line import LineLimits, Ticket
-from svfit_diffusion.fleet.serving import ServeSettings, make_service
-from svfit_diffusion.training.base import BaseSource
+from svfit_diffusion.fleet.serving import place
+from svfit_diffusion.fleet.shelf import Shelf
+from svfit_diffusion.training.base import BaseSource, load_base
 
 SUBJECTS, RATE, EXPONENT = 10**6, 1000.0, 1.0
 PATIENCE = 10.0
@@ -159,35 +164,73 @@ def plan_rows(needed: Needed, alone: float) -> list[Row]:
     return rows
 
 
+class Noted:
+    """What an engine says of its batches: how many pictures, and how many seconds."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, float]] = []
+
+    def drawn(self, pictures: int, seconds: float) -> None:
+        """A batch is done."""
+        self.batches.append((pictures, seconds))
+
+    def begun(self, waited: float) -> None:
+        """Of no interest here."""
+
+    def service(self) -> Service:
+        """The line `a + b n` through the batches."""
+        slope, intercept = np.polyfit(*np.array(self.batches).T, 1)
+        return Service(float(intercept), float(slope), 0.0, 0.0, 0.0)
+
+
 def check_rows() -> list[Row]:
-    """Latencies of a real engine under requests at random moments, against the model's."""
-    with tempfile.TemporaryDirectory() as folder:
-        serving.make_library(Path(folder), _CHECKED_ADAPTERS)
-        line = LineLimits(batch=BATCH, waiting=1000, of_a_client=1000, linger=0.0)
-        settings = ServeSettings(BaseSource(str(serving.TOYBOX)), folder, line=line)
-        engine = make_service(settings).engine
-        wanted = serving.requests(_CHECKED_ADAPTERS, BATCH, _CHECKED_STEPS)
-        measured = {
-            row["what"]: row["value"]
-            for row in serving.batch_rows(engine, wanted, repeats=2)
-            if row["method"] == serving.BATCHES
-        }
-        service = Service(measured[serving.PER_BATCH], measured[serving.PER_ROW], 0.0, 0.0, 0.0)
-        rows = []
+    """Latencies of a real engine under requests at random moments, against the model's, which is
+    given what the engine's batches took: the machine is not equally fast all the time.
+    """
+    noted, rows = Noted(), []
+    with checked_engine(noted) as engine:
+        pictures = serving.requests(_CHECKED_ADAPTERS, BATCH, _CHECKED_STEPS)
+        for ticket in engine.submit([*pictures, *pictures]):
+            ticket.image.result()
+        full = BATCH / noted.batches[-1][1]
         for load in _CHECKED_LOADS:
-            full = BATCH / (service.per_batch + BATCH * service.per_row)
+            noted.batches.clear()
             arrivals = poisson_arrivals(load * full, _CHECKED_SECONDS, seed=2)
             subjects = zipf_subjects(len(arrivals), _CHECKED_ADAPTERS, EXPONENT, seed=3)
-            fleet = Fleet(1, ROWS, service, _CHECKED_ADAPTERS, near=False)
-            model = simulate(fleet, arrivals, subjects)
             real = engine_latencies(engine, arrivals, subjects)
+            fleet = Fleet(1, ROWS, noted.service(), _CHECKED_ADAPTERS, near=False)
+            model = simulate(fleet, arrivals, subjects)
+            what = f"check at {load:.0%} of what one engine draws"
+            batch = len(arrivals) / len(noted.batches)
+            rows += [
+                make_row(f"{what}, requests of a batch", MODEL, model.batch, ""),
+                make_row(f"{what}, requests of a batch", ENGINE, batch, ""),
+            ]
             for percent in (50, 99):
-                what = f"check at {load:.0%} of what one engine draws, p{percent} latency"
                 found, said = float(np.percentile(real, percent)), model.percentile(percent)
-                rows.append(make_row(what, MODEL, said, "s", ENGINE, said / found))
-                rows.append(make_row(what, ENGINE, found, "s"))
-        engine.close()
+                name = f"{what}, p{percent} latency"
+                rows.append(make_row(name, MODEL, said, "s", ENGINE, said / found))
+                rows.append(make_row(name, ENGINE, found, "s"))
     return rows
+
+
+@contextmanager
+def checked_engine(observer: Noted) -> Iterator[Engine]:
+    """An engine with all adapters, as a server has it."""
+    with tempfile.TemporaryDirectory() as folder:
+        serving.make_library(Path(folder), _CHECKED_ADAPTERS)
+        pipe = load_base(BaseSource(str(serving.TOYBOX)))
+        pipe.set_progress_bar_config(disable=True)
+        library = AdapterLibrary(folder)
+        shelf = Shelf(pipe, library)
+        shelf.fill(file.name for file in library.files())
+        place(pipe, "cpu", torch.float32)
+        line = LineLimits(batch=BATCH, waiting=1000, of_a_client=1000, linger=0.0)
+        engine = Engine(pipe, shelf, line, observer)
+        try:
+            yield engine
+        finally:
+            engine.close()
 
 
 def engine_latencies(engine: Engine, arrivals: np.ndarray, subjects: np.ndarray) -> list[float]:
@@ -217,7 +260,7 @@ def draw(needed: Needed, alone: float) -> Path:
     arrivals = poisson_arrivals(RATE, _SECONDS, seed=0)
     subjects = zipf_subjects(len(arrivals), SUBJECTS, EXPONENT, seed=1)
     for (policy, near), (fleet, _) in needed.items():
-        sizes = [int(fleet.replicas * share) for share in (0.9, 1, 1.15, 1.5, 2)]
+        sizes = [int(fleet.replicas * share) for share in (0.9, 1, 1.2, 1.6)]
         latencies = [
             simulate(replace(fleet, replicas=size), arrivals, subjects, _WARM_UP).percentile(99)
             for size in sizes
