@@ -179,7 +179,8 @@ class Noted:
 
     def service(self) -> Service:
         """The line `a + b n` through the batches."""
-        slope, intercept = np.polyfit(*np.array(self.batches).T, 1)
+        pictures, seconds = zip(*self.batches, strict=True)
+        slope, intercept = np.polyfit(pictures, seconds, 1)
         return Service(float(intercept), float(slope), 0.0, 0.0, 0.0)
 
 
