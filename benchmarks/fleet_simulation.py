@@ -25,6 +25,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from benchmarks import serving
 from benchmarks.fleet_model import (
@@ -282,6 +283,10 @@ def draw(needed: Needed, alone: float) -> Path:
         ylabel="p99 latency, in times of a request alone",
         title="A million subjects, a thousand requests a second (simulated)",
     )
+    for axis, ticks in ((axes.xaxis, (1000, 1500, 2000, 3000, 4000)), (axes.yaxis, (2, 5, 10, 20))):
+        axis.set_major_locator(FixedLocator(ticks))
+        axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axis.set_minor_locator(NullLocator())
     axes.legend(fontsize=8, frameon=False)
     path = RESULTS / "fleet_simulation.png"
     figure.savefig(path, dpi=150)
