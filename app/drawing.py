@@ -1,29 +1,20 @@
-"""How a base model draws: as its family says, or else as its pipeline's own signature does."""
+"""How a base model draws, as the app offers it: sizes and schedulers."""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from svfit_diffusion.adapters.components import models_of
 from svfit_diffusion.errors import ConfigError
-from svfit_diffusion.families import Family, Sampling, family_of
+from svfit_diffusion.fleet import drawing
 
 from .errors import SettingError
-from .picture import OWN_SCHEDULER, SCHEDULERS, SIDE_MULTIPLE, PictureSettings
+from .picture import OWN_SCHEDULER, SCHEDULERS, PictureSettings
 
-_NEEDED = ("prompt", "height", "width", "num_inference_steps", "generator")
-_USUAL_SIDE = 512
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
-class Drawing:
+class Drawing(drawing.Drawing):
     """A text-to-image pipeline as the app calls it.
 
     Args:
@@ -33,25 +24,14 @@ class Drawing:
         SettingError: it does not draw pictures from prompts alone.
 
     Attributes:
-        family: what it is; None where training knows none.
-        sampling: how it draws, unless told otherwise.
-        size_multiple: both sides of a picture must be a multiple of this many pixels.
-        native_size: the side in pixels of the square pictures that it was made for.
         schedulers: those of `SCHEDULERS` that it can draw with.
     """
 
     def __init__(self, pipe: Any) -> None:
-        self._pipe = pipe
-        self._parameters = inspect.signature(pipe.__call__).parameters
-        if not set(_NEEDED) <= set(self._parameters) or "num_frames" in self._parameters:
-            raise SettingError(
-                f"a {type(pipe).__name__} does not draw pictures from prompts; give a "
-                f"text-to-image base model"
-            )
-        self.family = _known_family(pipe)
-        self.sampling = self.family.sampling if self.family else self._own_sampling()
-        self.size_multiple = math.lcm(SIDE_MULTIPLE, self._own_multiple())
-        self.native_size = max(1, self._own_size() // self.size_multiple) * self.size_multiple
+        try:
+            super().__init__(pipe)
+        except ConfigError as error:
+            raise SettingError(str(error)) from error
         # The others undo another kind of noise.
         is_diffusion = pipe.scheduler.config.get("prediction_type") in _PREDICTIONS
         self.schedulers = tuple(SCHEDULERS) if is_diffusion else (OWN_SCHEDULER,)
@@ -75,64 +55,3 @@ class Drawing:
         chosen = settings.scheduler if settings.scheduler in self.schedulers else OWN_SCHEDULER
         negative = settings.negative_prompt if self.sampling.negative_prompt else ""
         return dataclasses.replace(settings, scheduler=chosen, negative_prompt=negative)
-
-    def arguments(self, wanted: Sequence[PictureSettings]) -> dict[str, Any]:
-        """Arguments of the pipeline's call for pictures that differ in prompts and seed alone."""
-        common = wanted[0]
-        maker = self.family.generation_arguments if self.family else self.sampling.arguments
-        arguments = maker((common.height, common.width), common.steps, common.guidance_scale)
-        blank = arguments.pop("negative_prompt", "")
-        if not self.family:
-            arguments = {n: value for n, value in arguments.items() if n in self._parameters}
-        if self.sampling.negative_prompt:
-            negative = [settings.negative_prompt or blank for settings in wanted]
-            arguments["negative_prompt"] = negative
-        return arguments | {
-            "prompt": [settings.prompt for settings in wanted],
-            # On the CPU, where a seed means the same noise whatever the device.
-            "generator": [torch.Generator().manual_seed(settings.seed) for settings in wanted],
-        }
-
-    def watching(self, watch: Callable[[int, Tensor], None]) -> dict[str, Any]:
-        """Arguments that have `watch(steps done, latents)` called after every step."""
-
-        def on_step_end(_: Any, index: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            watch(index + 1, tensors["latents"])
-            return tensors
-
-        if "callback_on_step_end" in self._parameters:
-            return {"callback_on_step_end": on_step_end}
-        if "callback" in self._parameters:  # an older way
-            return {"callback": lambda index, _, latents: watch(index + 1, latents)}
-        return {}
-
-    def _own_sampling(self) -> Sampling:
-        default = {name: parameter.default for name, parameter in self._parameters.items()}
-        return Sampling(
-            steps=default["num_inference_steps"],
-            guidance_scale=float(default.get("guidance_scale") or 1.0),
-            negative_prompt="negative_prompt" in default,
-        )
-
-    def _own_multiple(self) -> int:
-        factor = int(getattr(self._pipe, "vae_scale_factor", SIDE_MULTIPLE))
-        if not self.family:
-            return 2 * factor  # transformers look at patches of two by two
-        # Any size will do for a UNet; training wants its halves whole.
-        return factor if self.family.denoiser == "unet" else self.family.size_multiple
-
-    def _own_size(self) -> int:
-        if self.family:
-            return self.family.native_size
-        denoiser = next(iter(models_of(self._pipe).values()), None)
-        side = getattr(getattr(denoiser, "config", None), "sample_size", None)
-        if not isinstance(side, int):
-            return _USUAL_SIDE
-        return side * int(getattr(self._pipe, "vae_scale_factor", SIDE_MULTIPLE))
-
-
-def _known_family(pipe: Any) -> Family | None:
-    try:
-        return family_of(pipe)
-    except ConfigError:
-        return None

@@ -4,7 +4,6 @@ for every visitor.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -12,7 +11,8 @@ from functools import partial
 from PIL import Image
 from torch import Tensor
 
-from svfit_diffusion.errors import BatchError, StateError, SVFitError
+from svfit_diffusion.errors import SVFitError
+from svfit_diffusion.fleet.painting import Painter
 
 from .base_model import BaseModel
 from .drawing import Drawing
@@ -24,8 +24,6 @@ from .previews import previews
 from .settings import Limits
 from .visitors import current_visitor
 from .visits import Event, Portion, in_portions, shares
-
-logger = logging.getLogger(__name__)
 
 _PREVIEWS = 6
 """How often the forming pictures are shown on the way."""
@@ -60,11 +58,10 @@ class ImageGenerator:
     def __init__(self, base: BaseModel, library: AdapterLibrary, limits: Limits) -> None:
         self._pipe = base.view()
         self._drawing = Drawing(self._pipe)
-        self._own_scheduler = self._pipe.scheduler
+        self._painter = Painter(self._pipe, self._drawing)
         self._library = library
         self._limits = limits
         self._loaded: dict[str, FileVersion | None] = {}
-        self._mixes = True
         self._line = Line(limits)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pictures")
 
@@ -98,58 +95,34 @@ class ImageGenerator:
         taken = self._line.take()
         try:
             versions = self._drop_outdated()
-            self._draw([portion for portion in taken if self._loads(portion, versions)])
+            ready = [portion for portion in taken if self._loads(portion, versions)]
+            if ready:
+                self._draw(ready)
         except Exception as error:
             for portion in taken:
                 portion.visit.fail(error)
 
     def _draw(self, batch: list[Portion]) -> None:
         """Draw several portions together, or one after the other where the model cannot."""
-        if self._mixes and batch:
+        for together in [batch] if self._painter.mixes else [[portion] for portion in batch]:
             try:
-                images = self._draw_mixed(batch)
-            except (BatchError, StateError):
-                logger.warning(
-                    "pictures are drawn one adapter at a time from now on", exc_info=True
-                )
-                self._mixes = False
-            else:
-                for portion, own in zip(batch, shares(batch, images), strict=True):
-                    portion.finish(own)
-                return
-        for portion in batch:
-            try:
-                portion.finish([i for part in portion.parts() for i in self._draw_alike(part)])
+                images = self._paint(together)
             except Exception as error:
-                portion.visit.fail(error)
+                for portion in together:
+                    portion.visit.fail(error)
+            else:
+                for portion, own in zip(together, shares(together, images), strict=True):
+                    portion.finish(own)
 
-    def _draw_mixed(self, batch: list[Portion]) -> list[Image.Image]:
-        """The pictures of several portions, in order, in one batch."""
-        mixes = [settings.adapters for portion in batch for settings in portion.wanted]
-        with self._pipe.svfit_adapters_per_prompt(mixes):
-            return self._call(batch)
-
-    def _draw_alike(self, portion: Portion) -> list[Image.Image]:
-        """The pictures of a portion whose adapters are all the same."""
-        adapters = portion.wanted[0].adapters
-        self._pipe.set_svfit_adapters(list(adapters), list(adapters.values()))
-        try:
-            return self._call([portion])
-        finally:
-            self._pipe.set_svfit_adapters([])
-
-    def _call(self, batch: list[Portion]) -> list[Image.Image]:
-        """Call the pipeline once."""
+    def _paint(self, batch: list[Portion]) -> list[Image.Image]:
+        """The pictures of several portions, in order."""
         wanted = [settings for portion in batch for settings in portion.wanted]
-        chosen = SCHEDULERS[wanted[0].scheduler]
-        config = self._own_scheduler.config
-        # A new one each time: schedulers keep state, and some carry it into the next picture.
-        self._pipe.scheduler = (chosen or type(self._own_scheduler)).from_config(config)
-        images: list[Image.Image] = self._pipe(
-            **self._drawing.arguments(wanted),
-            **self._drawing.watching(partial(self._after_step, batch)),
-        ).images
-        return images
+        return self._painter.paint(
+            wanted,
+            [settings.adapters for settings in wanted],
+            partial(self._after_step, batch),
+            SCHEDULERS[wanted[0].scheduler],
+        )
 
     def _after_step(self, batch: list[Portion], step: int, latents: Tensor) -> None:
         """Report a step to all of the batch; raise `_AllLeftError` if nobody is there."""

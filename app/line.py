@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
-from collections.abc import Iterable
+
+from svfit_diffusion.fleet.turns import Turns
 
 from .errors import BusyError
 from .settings import Limits
@@ -27,8 +27,7 @@ class Line:
         self._lock = threading.Lock()
         self._visits: list[Visit] = []
         self._waiting: list[Portion] = []
-        self._served: dict[str, int] = {}
-        self._turn = 0
+        self._turns: Turns[Portion] = Turns(lambda portion: portion.visit.visitor.id)
 
     def __len__(self) -> int:
         """How many portions wait."""
@@ -55,13 +54,13 @@ class Line:
             waiting = [portion for portion in self._waiting if not portion.visit.over.is_set()]
             taken: list[Portion] = []
             room = self._limits.max_images
-            ordered = self._in_turn(waiting)
+            ordered = self._turns.in_order(waiting)
             for portion in ordered:
                 if len(portion.wanted) <= room and portion.common == ordered[0].common:
                     taken.append(portion)
                     room -= len(portion.wanted)
             self._waiting = [portion for portion in waiting if portion not in taken]
-            self._note(portion.visit.visitor.id for portion in taken)
+            self._turns.note(taken, self._waiting)
         return taken
 
     def _check(self, visitor: Visitor) -> None:
@@ -79,20 +78,3 @@ class Line:
             raise BusyError("Everyone here is busy: too many wait for pictures; try again soon.")
         if of_address >= max(own, min(own * BEHIND_ONE_ADDRESS, limits.max_waiting - own)):
             raise BusyError("Too many wait for pictures from where you are; try again soon.")
-
-    def _in_turn(self, waiting: list[Portion]) -> list[Portion]:
-        """Everyone's first portion, then everyone's second …; who was served longest ago first."""
-        before: Counter[str] = Counter()
-        ranked = []
-        for arrival, portion in enumerate(waiting):
-            who = portion.visit.visitor.id
-            ranked.append((before[who], self._served.get(who, 0), arrival, portion))
-            before[who] += 1
-        return [portion for *_, portion in sorted(ranked, key=lambda entry: entry[:3])]
-
-    def _note(self, served: Iterable[str]) -> None:
-        """Remember who was served, as long as they wait for more."""
-        self._turn += 1
-        self._served.update(dict.fromkeys(served, self._turn))
-        present = {portion.visit.visitor.id for portion in self._waiting}
-        self._served = {who: turn for who, turn in self._served.items() if who in present}

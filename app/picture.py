@@ -17,6 +17,8 @@ from diffusers import (
 )
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
+from svfit_diffusion.fleet.picture import MAX_SEED, SIDE_MULTIPLE, Picture
+
 from .errors import SettingError
 from .settings import Limits
 
@@ -32,14 +34,12 @@ SCHEDULERS: Mapping[str, type[SchedulerMixin] | None] = {
 }
 """Schedulers by the name that visitors see; None keeps the base model's."""
 
-MAX_SEED = 2**32 - 1
 MAX_STRENGTH = 10.0
 MAX_GUIDANCE = 30.0
-SIDE_MULTIPLE = 8
 
 
 @dataclass(frozen=True)
-class PictureSettings:
+class PictureSettings(Picture):
     """What decides one picture.
 
     Attributes:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import islice
 from queue import Empty, SimpleQueue
 
 from PIL import Image
@@ -154,13 +154,6 @@ class Portion:
     def progress(self, step: int, steps: int, previews: tuple[Image.Image, ...] = ()) -> None:
         """Tell the visitor how far the batch has come."""
         self.visit.emit(Progress(self.number, self.count, step, steps, previews))
-
-    def parts(self) -> Iterator[Portion]:
-        """Portions of this one, in order, each of neighbours with the same adapters."""
-        pictures = zip(self.indices, self.wanted, strict=True)
-        for _, group in groupby(pictures, key=lambda picture: picture[1].adapters):
-            indices, wanted = map(list, zip(*group, strict=True))
-            yield dataclasses.replace(self, indices=indices, wanted=wanted)
 
     def finish(self, images: Sequence[Image.Image]) -> None:
         """Hand the finished pictures over, in the order of `wanted`."""

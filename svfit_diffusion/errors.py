@@ -15,6 +15,7 @@
     ├── InterchangeError     an adapter cannot be exported, or a LoRA not imported
     ├── BatchError           a batch does not fit the adapters given per prompt
     ├── DivergedError        training has left the finite numbers
+    ├── BusyError            a server has no room for more requests at the moment
     ├── LostProcessError     another process of a training has ended
     ├── PackageError         another package is missing, too old or in the way
     ├── SubjectsError        some of several subjects could not be trained
@@ -92,6 +93,10 @@ class BatchError(SVFitError, ValueError):
 
 class DivergedError(SVFitError, ArithmeticError):
     """Training has left the finite numbers."""
+
+
+class BusyError(SVFitError, RuntimeError):
+    """A server has no room for more requests at the moment."""
 
 
 class LostProcessError(SVFitError, RuntimeError):

@@ -9,8 +9,9 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from svfit_diffusion.fleet.picture import MAX_SEED
+
 from ..picture import (
-    MAX_SEED,
     OWN_SCHEDULER,
     PictureSettings,
     whole,

@@ -1,9 +1,10 @@
-"""`svfit fleet …`: many subjects, on workers of a Ray cluster."""
+"""`svfit fleet …`: many subjects, trained by workers of a Ray cluster and served from one base."""
 
 from __future__ import annotations
 
 import typer
 
+from svfit_diffusion.cli.fleet_serve import serve
 from svfit_diffusion.cli.options import OWN_PARSER
 from svfit_diffusion.cli.train import TrainCommand, helps_of_settings
 from svfit_diffusion.errors import SubjectsError
@@ -15,7 +16,7 @@ _DESCRIPTION = (
 )
 
 app = typer.Typer(
-    help="Train many subjects on workers of a Ray cluster.",
+    help="Many subjects: train them over several machines, and serve them all from one base.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -45,3 +46,6 @@ def train(context: typer.Context) -> None:
     if fleet.ledger.failures:
         failures = {name: Exception(why) for name, why in fleet.ledger.failures.items()}
         raise SubjectsError(failures, len(subjects))
+
+
+app.command("serve")(serve)

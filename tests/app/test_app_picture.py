@@ -53,7 +53,7 @@ def test_values_that_cannot_be_used_are_refused_in_one_sentence(values: dict[str
 def test_the_ends_of_the_ranges_are_allowed() -> None:
     for scheduler in SCHEDULERS:
         PictureSettings(
-            "x" * 20, "", {"a": -10, "b": 10.0}, 50, 0, 16, 128, scheduler, MAX_SEED
+            "x" * 20, "", {"a": -10, "b": 10.0}, 50, 0, 16, 128, MAX_SEED, scheduler
         ).check(LIMITS)
 
 

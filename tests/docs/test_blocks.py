@@ -14,7 +14,7 @@ NOT_RUN = {
     "installs": 4,
     "takes minutes": 4,
     "needs the hub": 4,
-    "starts a server": 1,
+    "starts a server": 2,
     "starts a cluster": 1,
     "Windows": 1,
     "writes into the documentation": 1,

@@ -70,7 +70,8 @@ def known_flags() -> set[str]:
     kinds = (TrainingConfig, FleetSettings, AppSettings, Limits)
     names = [field.name for kind in kinds for field in dataclasses.fields(kind)]
     settings = {f"--{prefix}{name}" for name in names for prefix in ("", "no_")}
-    commands_ = [*SVFIT.commands.values(), *SVFIT.commands["basis"].commands.values()]
+    groups = [SVFIT, SVFIT.commands["basis"], SVFIT.commands["fleet"]]
+    commands_ = [command for group in groups for command in group.commands.values()]
     options = {option for command in commands_ for p in command.params for option in p.opts}
     return settings | set(written) | options | _OF_OTHERS
 
