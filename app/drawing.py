@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from svfit_diffusion.errors import ConfigError
-from svfit_diffusion.fleet import drawing
+from svfit_diffusion.serving import drawing
 
 from .errors import SettingError
 from .picture import OWN_SCHEDULER, SCHEDULERS, PictureSettings

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from svfit_diffusion.errors import SVFitError
-from svfit_diffusion.fleet.painting import Painter
+from svfit_diffusion.serving.painting import Painter
 
 from .base_model import BaseModel
 from .drawing import Drawing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from svfit_diffusion.fleet.turns import Turns
+from svfit_diffusion.serving.turns import Turns
 
 from .errors import BusyError
 from .settings import Limits

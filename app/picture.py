@@ -17,7 +17,7 @@ from diffusers import (
 )
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from svfit_diffusion.fleet.picture import MAX_SEED, SIDE_MULTIPLE, Picture
+from svfit_diffusion.serving.picture import MAX_SEED, SIDE_MULTIPLE, Picture
 
 from .errors import SettingError
 from .settings import Limits

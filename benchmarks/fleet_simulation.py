@@ -42,11 +42,11 @@ from benchmarks.fleet_model import (
 )
 from benchmarks.report import RESULTS, Row, print_table, read_report, write_report
 from benchmarks.speed_rows import make_row
-from svfit_diffusion.fleet.engine import Engine
-from svfit_diffusion.fleet.library import AdapterLibrary
-from svfit_diffusion.fleet.line import LineLimits, Ticket
-from svfit_diffusion.fleet.serving import place
-from svfit_diffusion.fleet.shelf import Shelf
+from svfit_diffusion.serving.deployment import place
+from svfit_diffusion.serving.engine import Engine
+from svfit_diffusion.serving.library import AdapterLibrary
+from svfit_diffusion.serving.line import LineLimits, Ticket
+from svfit_diffusion.serving.shelf import Shelf
 from svfit_diffusion.training.base import BaseSource, load_base
 
 SUBJECTS, RATE, EXPONENT = 10**6, 1000.0, 1.0

@@ -29,10 +29,10 @@ from PIL import Image
 from benchmarks.report import ROOT, Row, write_report
 from benchmarks.speed_rows import make_row
 from svfit_diffusion.files.adapter import WEIGHTS_NAME, Adapter, read_adapter, write_adapter
-from svfit_diffusion.fleet.engine import Engine
-from svfit_diffusion.fleet.line import LineLimits
-from svfit_diffusion.fleet.picture import Picture
-from svfit_diffusion.fleet.serving import ServeSettings, make_service, place
+from svfit_diffusion.serving.deployment import ServeSettings, make_service, place
+from svfit_diffusion.serving.engine import Engine
+from svfit_diffusion.serving.line import LineLimits
+from svfit_diffusion.serving.picture import Picture
 from svfit_diffusion.training.base import BaseSource, load_base
 
 TOYBOX = ROOT / "samples" / "toybox"

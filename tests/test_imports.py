@@ -24,6 +24,7 @@ FLOORS = [
     {"adapters"},
     {"training", "interchange", "peft"},
     {"fleet", "comfyui", "planning"},
+    {"serving"},
     {"cli"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from svfit_diffusion.fleet.picture import MAX_SEED
+from svfit_diffusion.serving.picture import MAX_SEED
 
 from ..picture import (
     OWN_SCHEDULER,

@@ -70,9 +70,9 @@ def serve(
         raise ConfigError(
             f"serving needs {' and '.join(missing)}: pip install 'svfit-diffusion[fleet]'"
         )
-    from svfit_diffusion.fleet.limits import RequestLimits
-    from svfit_diffusion.fleet.line import LineLimits
-    from svfit_diffusion.fleet.serving import ServeSettings, served
+    from svfit_diffusion.serving.deployment import ServeSettings, served
+    from svfit_diffusion.serving.limits import RequestLimits
+    from svfit_diffusion.serving.line import LineLimits
     from svfit_diffusion.training.base import BaseSource
 
     place = device or ("cuda" if gpus else "cpu")

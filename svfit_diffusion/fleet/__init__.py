@@ -1,1 +1,1 @@
-"""Many subjects over many machines: trained by workers on Ray, and served from one base."""
+"""Many subjects over many machines: trained by workers on Ray."""

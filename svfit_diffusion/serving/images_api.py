@@ -21,15 +21,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from svfit_diffusion.errors import AdapterNameError, ConfigError
 from svfit_diffusion.files.adapter import Adapter
-from svfit_diffusion.fleet.api_errors import add_error_handlers, error_response
-from svfit_diffusion.fleet.api_guard import BodyBounds, Keys
-from svfit_diffusion.fleet.engine import Engine
-from svfit_diffusion.fleet.image_request import ImagesRequest, pictures_in
-from svfit_diffusion.fleet.library import AdapterLibrary
-from svfit_diffusion.fleet.limits import RequestLimits
-from svfit_diffusion.fleet.line import Ticket
-from svfit_diffusion.fleet.metrics import Metrics
-from svfit_diffusion.fleet.metrics_board import EVERY
+from svfit_diffusion.serving.api_errors import add_error_handlers, error_response
+from svfit_diffusion.serving.api_guard import BodyBounds, Keys
+from svfit_diffusion.serving.engine import Engine
+from svfit_diffusion.serving.image_request import ImagesRequest, pictures_in
+from svfit_diffusion.serving.library import AdapterLibrary
+from svfit_diffusion.serving.limits import RequestLimits
+from svfit_diffusion.serving.line import Ticket
+from svfit_diffusion.serving.metrics import Metrics
+from svfit_diffusion.serving.metrics_board import EVERY
 
 _ADAPTERS = "/v1/adapters"
 _LEFT = 499

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from serving_helpers import fill_library
 
-from svfit_diffusion.fleet.engine import Engine
-from svfit_diffusion.fleet.library import AdapterLibrary
-from svfit_diffusion.fleet.line import LineLimits
-from svfit_diffusion.fleet.shelf import Shelf
+from svfit_diffusion.serving.engine import Engine
+from svfit_diffusion.serving.library import AdapterLibrary
+from svfit_diffusion.serving.line import LineLimits
+from svfit_diffusion.serving.shelf import Shelf
 
 MakeEngine = Callable[..., Engine]
 

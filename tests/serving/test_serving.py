@@ -14,7 +14,7 @@ import torch
 from serving_helpers import NAMES, fill_library, picture
 
 from svfit_diffusion.errors import ConfigError
-from svfit_diffusion.fleet.serving import ServeSettings, make_service, served
+from svfit_diffusion.serving.deployment import ServeSettings, make_service, served
 from svfit_diffusion.training.base import BaseSource
 
 WANTED = {"prompt": "a dog", "seed": 3, "size": "16x16", "num_inference_steps": 2}

@@ -13,7 +13,7 @@ from torch import Tensor
 from svfit_diffusion.adapters.components import models_of
 from svfit_diffusion.errors import ConfigError
 from svfit_diffusion.families import Family, Sampling, family_of
-from svfit_diffusion.fleet.picture import SIDE_MULTIPLE, Picture
+from svfit_diffusion.serving.picture import SIDE_MULTIPLE, Picture
 
 _NEEDED = ("prompt", "height", "width", "num_inference_steps", "generator")
 _USUAL_SIDE = 512

@@ -10,9 +10,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from svfit_diffusion.errors import ConfigError
-from svfit_diffusion.fleet.drawing import Drawing
-from svfit_diffusion.fleet.limits import MAX_GUIDANCE, MAX_STRENGTH, RequestLimits
-from svfit_diffusion.fleet.picture import MAX_SEED, SIDE_MULTIPLE, Picture
+from svfit_diffusion.serving.drawing import Drawing
+from svfit_diffusion.serving.limits import MAX_GUIDANCE, MAX_STRENGTH, RequestLimits
+from svfit_diffusion.serving.picture import MAX_SEED, SIDE_MULTIPLE, Picture
 
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 

@@ -14,9 +14,9 @@ import tiny
 from tiny_adapters import make_adapter
 
 from svfit_diffusion.files.adapter import Adapter, write_adapter
-from svfit_diffusion.fleet.engine import Engine
-from svfit_diffusion.fleet.line import Ticket
-from svfit_diffusion.fleet.picture import Picture
+from svfit_diffusion.serving.engine import Engine
+from svfit_diffusion.serving.line import Ticket
+from svfit_diffusion.serving.picture import Picture
 
 NAMES = ("s0", "s1", "s2", "s3")
 ADAPTER_BYTES = sum(

@@ -13,11 +13,11 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor
 
 from svfit_diffusion.errors import ConfigError, StateError
-from svfit_diffusion.fleet.drawing import Drawing
-from svfit_diffusion.fleet.line import Line, LineLimits, Ticket
-from svfit_diffusion.fleet.painting import Painter
-from svfit_diffusion.fleet.picture import Picture
-from svfit_diffusion.fleet.shelf import Shelf
+from svfit_diffusion.serving.drawing import Drawing
+from svfit_diffusion.serving.line import Line, LineLimits, Ticket
+from svfit_diffusion.serving.painting import Painter
+from svfit_diffusion.serving.picture import Picture
+from svfit_diffusion.serving.shelf import Shelf
 
 logger = logging.getLogger(__name__)
 

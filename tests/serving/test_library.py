@@ -18,7 +18,7 @@ from svfit_diffusion.errors import (
     StorageError,
 )
 from svfit_diffusion.files.adapter import WEIGHTS_NAME, write_adapter
-from svfit_diffusion.fleet.library import AdapterLibrary
+from svfit_diffusion.serving.library import AdapterLibrary
 
 PATHS = ["../s0", "a/b", "", ".hidden", "a" * 65, "s0\n", "C:\\s0", "..", "/etc/passwd"]
 

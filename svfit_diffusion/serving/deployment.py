@@ -19,14 +19,14 @@ from torch import nn
 import svfit_diffusion  # noqa: F401  (gives pipelines the adapter methods)
 from svfit_diffusion.errors import ConfigError, clipped
 from svfit_diffusion.fleet.cluster import connected
-from svfit_diffusion.fleet.engine import Engine
-from svfit_diffusion.fleet.images_api import Service, create_app
-from svfit_diffusion.fleet.library import AdapterLibrary
-from svfit_diffusion.fleet.limits import RequestLimits
-from svfit_diffusion.fleet.line import LineLimits
-from svfit_diffusion.fleet.metrics import Metrics
-from svfit_diffusion.fleet.metrics_board import MetricsBoard
-from svfit_diffusion.fleet.shelf import Shelf
+from svfit_diffusion.serving.engine import Engine
+from svfit_diffusion.serving.images_api import Service, create_app
+from svfit_diffusion.serving.library import AdapterLibrary
+from svfit_diffusion.serving.limits import RequestLimits
+from svfit_diffusion.serving.line import LineLimits
+from svfit_diffusion.serving.metrics import Metrics
+from svfit_diffusion.serving.metrics_board import MetricsBoard
+from svfit_diffusion.serving.shelf import Shelf
 from svfit_diffusion.training.base import BaseSource, load_base
 
 logger = logging.getLogger(__name__)

@@ -32,7 +32,7 @@ from svfit_diffusion.errors import (
     StateError,
 )
 from svfit_diffusion.files.adapter import state_dict, write_adapter
-from svfit_diffusion.fleet.line import LineLimits
+from svfit_diffusion.serving.line import LineLimits
 
 # Sums in another order move a value by 2e-5 of the range, which turns a level of 255 at most.
 ONE_LEVEL = 1

@@ -11,7 +11,7 @@ from typing import Any
 from svfit_diffusion.adapters.components import models_of, remove_adapters
 from svfit_diffusion.adapters.loading import put_adapter
 from svfit_diffusion.files.adapter import Adapter
-from svfit_diffusion.fleet.library import AdapterLibrary
+from svfit_diffusion.serving.library import AdapterLibrary
 
 _TRIED = "an upload"
 

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from svfit_diffusion.errors import BatchError, StateError
-from svfit_diffusion.fleet.drawing import Drawing
-from svfit_diffusion.fleet.picture import Picture
+from svfit_diffusion.serving.drawing import Drawing
+from svfit_diffusion.serving.picture import Picture
 
 logger = logging.getLogger(__name__)
 

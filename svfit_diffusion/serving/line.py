@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from svfit_diffusion.errors import BusyError, StateError
-from svfit_diffusion.fleet.picture import Picture
-from svfit_diffusion.fleet.shelf import Wanted
-from svfit_diffusion.fleet.turns import Turns
+from svfit_diffusion.serving.picture import Picture
+from svfit_diffusion.serving.shelf import Wanted
+from svfit_diffusion.serving.turns import Turns
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,14 +21,14 @@ from serving_helpers import NAMES, held, of_another_base, picture, pixels
 from tiny_adapters import make_adapter
 
 from svfit_diffusion.files.adapter import write_adapter
-from svfit_diffusion.fleet.engine import Engine
-from svfit_diffusion.fleet.images_api import Service, create_app
-from svfit_diffusion.fleet.library import AdapterLibrary
-from svfit_diffusion.fleet.limits import RequestLimits
-from svfit_diffusion.fleet.line import LineLimits
-from svfit_diffusion.fleet.metrics import Metrics
-from svfit_diffusion.fleet.metrics_board import MetricsBoard
-from svfit_diffusion.fleet.shelf import Shelf
+from svfit_diffusion.serving.engine import Engine
+from svfit_diffusion.serving.images_api import Service, create_app
+from svfit_diffusion.serving.library import AdapterLibrary
+from svfit_diffusion.serving.limits import RequestLimits
+from svfit_diffusion.serving.line import LineLimits
+from svfit_diffusion.serving.metrics import Metrics
+from svfit_diffusion.serving.metrics_board import MetricsBoard
+from svfit_diffusion.serving.shelf import Shelf
 
 GENERATIONS = "/v1/images/generations"
 WANTED: dict[str, Any] = {
