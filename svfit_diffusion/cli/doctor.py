@@ -16,6 +16,8 @@ _EXTRAS = {
     "photos in HEIC": ("pillow-heif",),
     "prodigy": ("prodigyopt",),
     "8-bit Adam": ("bitsandbytes",),
+    "quantised bases": ("bitsandbytes", "torchao", "gguf"),
+    "fleets, serving": ("ray", "fsspec"),
 }
 
 
