@@ -29,9 +29,12 @@ class Keys:
         """Who asks, by key, or by address where there are no keys; a dependency of routes.
 
         Raises:
-            HTTPException: 401 without a key that is taken.
+            HTTPException: 401 without a key that is taken; 403 where everyone may ask, but for the
+                pages of whatever site a browser is on.
         """
         if not self._digests:
+            if "origin" in request.headers:  # browsers say it with all that changes anything
+                raise HTTPException(403, "a server without keys (--api_key) answers no web pages")
             return request.client.host if request.client else ""
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         own = _digest(key)

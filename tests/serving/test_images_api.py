@@ -222,6 +222,22 @@ def test_keys_are_needed_where_there_are_some(service: Service) -> None:
             assert [entry["id"] for entry in answer.json()["data"]] == ["tiny"]
 
 
+def test_pages_of_other_sites_change_nothing_where_everyone_may_ask(
+    service: Service, library: AdapterLibrary
+) -> None:
+    """A form that a visited page sends to this machine, as browsers say it."""
+    page = {"Origin": "https://elsewhere.example"}
+    with TestClient(create_app(service)) as client:
+        form = {"data": {"name": "planted"}, "files": {"file": b"x"}}
+        problem(client.post("/v1/adapters", headers=page, **form), 403)
+        problem(client.delete("/v1/adapters/s0", headers=page), 403)
+        problem(client.post(GENERATIONS, json=WANTED, headers=page), 403)
+    assert {file.name for file in library.files()} == set(NAMES)
+    with TestClient(create_app(service, ["key"])) as client:  # which no page can know
+        bearer = {"Authorization": "Bearer key"}
+        assert client.get("/v1/models", headers=page | bearer).status_code == 200
+
+
 def test_unknown_places_are_told_in_the_same_shape(refusing: TestClient) -> None:
     problem(refusing.get("/v1/nothing"), 404)
     problem(refusing.get(GENERATIONS), 405)
