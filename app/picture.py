@@ -50,8 +50,8 @@ class PictureSettings(Picture):
         guidance_scale: how closely it follows the prompt; 1 is not at all pushed.
         width: in pixels, a multiple of 8.
         height: in pixels, a multiple of 8.
-        scheduler: a name of `SCHEDULERS`.
         seed: of its noise, 0 to 2³² − 1.
+        scheduler: a name of `SCHEDULERS`.
     """
 
     prompt: str
@@ -61,8 +61,8 @@ class PictureSettings(Picture):
     guidance_scale: float = 2.5
     width: int = 64
     height: int = 64
-    scheduler: str = OWN_SCHEDULER
     seed: int = 0
+    scheduler: str = OWN_SCHEDULER
 
     def check(self, limits: Limits) -> None:
         """Raise `SettingError`, one plain sentence, for the first setting that cannot be used.

@@ -135,7 +135,7 @@ def test_a_dropped_picture_brings_its_settings_back(
     page: Any, fetch: Callable[..., Path], tmp_path: Path
 ) -> None:
     settings = PictureSettings(
-        "a cartoon of a cat", "blurry", {"tom": 0.35, "gone": 1.0}, 4, 3.5, 32, 24, "DDIM", 123
+        "a cartoon of a cat", "blurry", {"tom": 0.35, "gone": 1.0}, 4, 3.5, 32, 24, 123, "DDIM"
     )
     add_adapter(page, "tom")
     page.set_input_files(
@@ -146,7 +146,7 @@ def test_a_dropped_picture_brings_its_settings_back(
     page.wait_for_function("slider => slider.value === '0.35'", arg=slider.element_handle())
     restored = read_settings(fetch(generate(page)), Limits())
     assert restored == PictureSettings(
-        "a cartoon of a cat", "blurry", {"tom": 0.35}, 4, 3.5, 32, 24, "DDIM", 123
+        "a cartoon of a cat", "blurry", {"tom": 0.35}, 4, 3.5, 32, 24, 123, "DDIM"
     )
 
 

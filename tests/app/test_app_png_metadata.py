@@ -25,8 +25,8 @@ SETTINGS = PictureSettings(
     3.5,
     72,
     64,
-    "Euler",
-    4_000_000_000,
+    seed=4_000_000_000,
+    scheduler="Euler",
 )
 
 

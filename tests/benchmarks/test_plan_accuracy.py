@@ -29,7 +29,7 @@ def test_a_tenth_either_way_is_the_most(beyond: int, holds: bool) -> None:
 
 def test_a_run_trains_what_its_plan_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan_accuracy, "BATCH_SIZES", (1,))
-    monkeypatch.setattr(plan_module, "_methods", lambda: {"SVFit": svfit})
+    monkeypatch.setattr(plan_module, "_methods", lambda _: {"SVFit": svfit})
     case = CASES["Toybox"]
     name = "SVFit, rank 64"
     plan = plan_accuracy._plan(case, METHODS[name].rank, "cpu")

@@ -128,7 +128,7 @@ def test_memory_grows_with_pictures_and_with_what_is_trained(bare: Path) -> None
 def test_a_prompt_is_encoded_once_for_all_photos(
     bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan_module, "_methods", lambda: {"SVFit": svfit})
+    monkeypatch.setattr(plan_module, "_methods", lambda _: {"SVFit": svfit})
     saved = {
         trains: [step.memory["SVFit"].saved for step in own.steps]
         for trains in (False, True)
