@@ -8,6 +8,7 @@ from svfit_diffusion.training.arguments import parse_command
 from svfit_diffusion.training.run import train
 from svfit_diffusion.training.subject_list import SubjectList
 from svfit_diffusion.training.subjects_run import train_subjects
+from svfit_diffusion.training.threads import leave_busy_cores
 
 
 def run_command(
@@ -19,6 +20,7 @@ def run_command(
         SVFitError: as `train` and `train_subjects`.
     """
     asked = parse_command(arguments, description, prog)
+    leave_busy_cores()
     if isinstance(asked, SubjectList):
         train_subjects(asked.configs, asked.at_once)
     else:
