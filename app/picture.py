@@ -17,6 +17,7 @@ from diffusers import (
 )
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
+from svfit_diffusion.serving.limits import MAX_GUIDANCE, MAX_STRENGTH
 from svfit_diffusion.serving.picture import MAX_SEED, SIDE_MULTIPLE, Picture
 
 from .errors import SettingError
@@ -33,9 +34,6 @@ SCHEDULERS: Mapping[str, type[SchedulerMixin] | None] = {
     "DDIM": DDIMScheduler,
 }
 """Schedulers by the name that visitors see; None keeps the base model's."""
-
-MAX_STRENGTH = 10.0
-MAX_GUIDANCE = 30.0
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,7 @@ def check_quantization(name: str | None, config_path: str | None) -> None:
         config_path: a file with bitsandbytes' settings, as diffusers' scripts take one.
     """
     if config_path is not None:
-        read_bitsandbytes(Path(config_path))
-        name = "nf4"
+        name = quantization_named(Path(config_path))
     if name in _BITSANDBYTES:
         _require("bitsandbytes", name)
         if not torch.accelerator.is_available():
