@@ -133,3 +133,9 @@ def test_the_script_parses_trains_and_saves() -> None:
 
 def lines(path: Path) -> int:
     return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    # pytest imports them by their names alone and refuses the second.
+    files = [path for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert len({path.name for path in files}) == len(files)
