@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from svfit_diffusion.errors import DataError, StorageError
+from svfit_diffusion.files.bucket import Bucket, is_address
 from svfit_diffusion.files.json_text import parse_json
 from svfit_diffusion.fleet.mirror import Mirror
-from svfit_diffusion.fleet.store import Store, is_address
+from svfit_diffusion.fleet.store import Store
 from svfit_diffusion.fleet.subjects import FleetSubject
 
 logger = logging.getLogger(__name__)
@@ -127,9 +128,9 @@ def _read_cost(folder: Path) -> tuple[float, int]:
 def _fetch(address: str, folder: Path) -> Path:
     """Copy photos from a bucket; `DataError` if they are not to be had."""
     folder.mkdir(parents=True, exist_ok=True)
-    source = Store(address)
+    source = Bucket(address)
     try:
-        for name in source.files(""):
+        for name in source.files():
             source.get(name, folder / name)
     except StorageError as error:
         raise DataError(f"no photos: {error}") from error

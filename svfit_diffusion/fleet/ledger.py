@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from svfit_diffusion.errors import ConfigError, SVFitError, clipped
-from svfit_diffusion.fleet.store import COSTS_NAME, Store, is_address
+from svfit_diffusion.files.bucket import Bucket, is_address
+from svfit_diffusion.fleet.store import COSTS_NAME, Store
 from svfit_diffusion.fleet.subjects import FleetSubject
 from svfit_diffusion.training.photos import photo_files
 
@@ -78,7 +79,7 @@ class Ledger:
         """
         failed = ({"name": name, "failed": why} for name, why in sorted(self.failures.items()))
         lines = [json.dumps(line) for line in (*self._costs(), *failed)]
-        self._store.write(COSTS_NAME, "".join(f"{line}\n" for line in lines))
+        self._store.write(COSTS_NAME, "".join(f"{line}\n" for line in lines).encode())
 
     def _costs(self) -> list[dict[str, Any]]:
         return [
@@ -104,6 +105,6 @@ class Ledger:
 def _check_photos(place: str) -> None:
     """Raise an error of ours if a folder holds no photos; what is in a bucket, workers find out."""
     if is_address(place):
-        Store(place)
+        Bucket(place)
     else:
         photo_files(Path(place))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from pathlib import Path, PurePosixPath
 
 from svfit_diffusion.files.sums import SUMS_NAME
@@ -70,10 +70,10 @@ class Mirror:
             del self._there[name]
 
 
-def whole(names: list[str]) -> list[str]:
+def whole(names: Iterable[str]) -> list[str]:
     """Files without those of checkpoints that were not copied to the end."""
     known = set(names)
-    return [name for name in names if not is_of_checkpoint(name) or sums_of(name) in known]
+    return [name for name in sorted(known) if not is_of_checkpoint(name) or sums_of(name) in known]
 
 
 def order(name: str) -> tuple[bool, bool, str]:

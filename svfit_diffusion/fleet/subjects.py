@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from svfit_diffusion.errors import ConfigError, clipped
+from svfit_diffusion.files.bucket import is_address
 from svfit_diffusion.fleet.settings import FleetSettings
-from svfit_diffusion.fleet.store import COSTS_NAME, is_address
+from svfit_diffusion.fleet.store import COSTS_NAME
 from svfit_diffusion.training.arguments import configs_of, training_parser, with_file
 from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.fields import COMMON_TO_A_PASS

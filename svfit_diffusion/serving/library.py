@@ -5,24 +5,13 @@ from __future__ import annotations
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
-from svfit_diffusion.errors import (
-    AdapterNameError,
-    CheckpointError,
-    ConfigError,
-    StorageError,
-    clipped,
-)
+from svfit_diffusion.errors import AdapterNameError, CheckpointError, ConfigError, clipped
 from svfit_diffusion.files.adapter import WEIGHTS_NAME, Adapter, read_adapter
-from svfit_diffusion.files.atomic import write_atomically
+from svfit_diffusion.files.bucket import Bucket
 
 SUFFIX = ".safetensors"
 _NAME = re.compile(r"\w[\w .+-]{0,62}\w|\w")
@@ -54,14 +43,9 @@ class AdapterLibrary:
     """
 
     def __init__(self, url: str) -> None:
-        try:
-            # What others add must be seen at once.
-            self._store, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
-        except (ImportError, ValueError) as error:
-            raise ConfigError(f"a library at {url} cannot be used: {clipped(error)}") from error
+        self._bucket = Bucket(url)
         self._lock = threading.Lock()
-        with self._reached():
-            self._store.makedirs(self._root, exist_ok=True)
+        self._bucket.make()
 
     def files(self) -> list[AdapterFile]:
         """All adapters, sorted by name.
@@ -69,13 +53,14 @@ class AdapterLibrary:
         Raises:
             StorageError: the library cannot be reached.
         """
-        with self._reached():
-            entries = self._store.find(self._root, maxdepth=2, detail=True)
+        sizes = self._bucket.files(depth=2)
         found: dict[str, int] = {}
-        for path, entry in sorted(entries.items(), key=lambda item: -item[0].count("/")):
-            name = self._name_of(path)
+        for path in sorted(
+            sizes, key=_depth, reverse=True
+        ):  # what was added hides what was trained
+            name = _name_of(path)
             if name is not None:
-                found[name] = entry["size"]
+                found[name] = sizes[path]
         return [AdapterFile(name, found[name]) for name in sorted(found)]
 
     def version(self, name: str) -> str:
@@ -85,9 +70,7 @@ class AdapterLibrary:
             AdapterNameError: there is none of that name.
             StorageError: the library cannot be reached.
         """
-        path = self._path(name)
-        with self._reached():
-            return str(self._store.ukey(path))[:16]
+        return self._bucket.version(self._find(name)[0])[:16]
 
     def read(self, name: str) -> Adapter:
         """An adapter, checked whole.
@@ -97,10 +80,7 @@ class AdapterLibrary:
             CheckpointError: its file is damaged.
             StorageError: the library cannot be reached.
         """
-        path = self._path(name)
-        with self._reached():
-            data: bytes = self._store.cat_file(path)
-        return adapter_in(data, name)
+        return adapter_in(self._bucket.read(self._find(name)[0]), name)
 
     def add(self, name: str, data: bytes, check: Callable[[Adapter], None]) -> None:
         """Add an adapter, after it has been checked whole.
@@ -118,13 +98,10 @@ class AdapterLibrary:
         """
         check_name(name)
         check(adapter_in(data, name))
-        with self._lock, self._reached():
-            if self._find(name):
+        with self._lock:
+            if self._paths(name):
                 raise AdapterNameError(f"there is an adapter {name!r} already: delete it first")
-            if isinstance(self._store, LocalFileSystem):
-                write_atomically(Path(self._flat(name)), partial(Path.write_bytes, data=data))
-            else:  # stores of objects take each whole or not at all
-                self._store.pipe_file(self._flat(name), data)
+            self._bucket.write(f"{name}{SUFFIX}", data)
 
     def delete(self, name: str) -> None:
         """Delete an adapter for good.
@@ -133,43 +110,33 @@ class AdapterLibrary:
             AdapterNameError: there is none of that name.
             StorageError: the library cannot be reached.
         """
-        self._path(name)
-        with self._reached():
-            self._store.rm(self._find(name))
-
-    def _path(self, name: str) -> str:
-        with self._reached():
-            found = self._find(name) if _NAME.fullmatch(name) else []
-        if not found:
-            raise AdapterNameError(f"there is no adapter {clipped(name)!r}")
-        return found[0]
+        for path in self._find(name):
+            self._bucket.remove(path)
 
     def _find(self, name: str) -> list[str]:
-        """The files of that name: what was added hides what was trained."""
-        paths = [self._flat(name), f"{self._root}/{name}/{WEIGHTS_NAME}"]
-        return [path for path in paths if self._store.exists(path)]
+        """The files of an adapter, that to be read first; `AdapterNameError` if there are none."""
+        found = self._paths(name) if _NAME.fullmatch(name) else []
+        if not found:
+            raise AdapterNameError(f"there is no adapter {clipped(name)!r}")
+        return found
 
-    def _name_of(self, path: str) -> str | None:
-        """The name of the adapter in a file; None if it is none."""
-        *folder, file = path.removeprefix(f"{self._root}/").split("/")
-        if folder:
-            name = folder[0] if file == WEIGHTS_NAME else ""
-        else:
-            name = file.removesuffix(SUFFIX) if file.endswith(SUFFIX) else ""
-        return name if _NAME.fullmatch(name) else None
+    def _paths(self, name: str) -> list[str]:
+        paths = [f"{name}{SUFFIX}", f"{name}/{WEIGHTS_NAME}"]
+        return [path for path in paths if self._bucket.exists(path)]
 
-    def _flat(self, name: str) -> str:
-        return f"{self._root}/{name}{SUFFIX}"
 
-    @contextmanager
-    def _reached(self) -> Iterator[None]:
-        """While within, failures of the place are `StorageError`."""
-        try:
-            yield
-        except StorageError:
-            raise
-        except OSError as error:
-            raise StorageError(f"the library cannot be used: {clipped(error)}") from error
+def _depth(path: str) -> int:
+    return path.count("/")
+
+
+def _name_of(path: str) -> str | None:
+    """The name of the adapter in a file of a library; None if it is none."""
+    *folder, file = path.split("/")
+    if folder:
+        name = folder[0] if file == WEIGHTS_NAME else ""
+    else:
+        name = file.removesuffix(SUFFIX) if file.endswith(SUFFIX) else ""
+    return name if _NAME.fullmatch(name) else None
 
 
 def check_name(name: str) -> None:

@@ -120,7 +120,7 @@ def test_a_record_is_found_again_and_costs_are_written(store: Store, tmp_path: P
 
 def test_damaged_records_and_places_that_are_not_there(store: Store, tmp_path: Path) -> None:
     for text in ("{", "[]"):
-        store.write(".fleet/finished/rex.json", text)
+        store.write(".fleet/finished/rex.json", text.encode())
         with pytest.raises(StorageError, match=r"rex\.json is no record"):
             store.finished(["rex"])
     assert not store.finished(["mia"])
