@@ -61,10 +61,10 @@ def end(fleet: Fleet) -> str:
 
 def table(fleet: Fleet, seen: dict[int, Seen]) -> Table:
     """The workers, and what they do, under how many subjects are done."""
-    ledger = fleet.ledger
+    counts = fleet.counts
     title = (
-        f"{len(ledger.records)} of {len(ledger)} done, {len(fleet.backlog)} waiting, "
-        f"{len(ledger.failures)} failed"
+        f"{counts['done']} of {len(fleet.ledger)} done, {counts['waiting']} waiting, "
+        f"{counts['failed']} failed"
     )
     shown = Table("worker", "process", "subjects", title=title, box=box.SIMPLE)
     for number, answer in sorted(seen.items()):

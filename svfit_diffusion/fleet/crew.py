@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +46,7 @@ class Place:
         pack: what it trains.
         result: for what comes of that.
         group: of which its base is ready.
+        moved: when it was last seen to get on with them, by `time.monotonic`.
     """
 
     number: int
@@ -54,6 +56,7 @@ class Place:
     pack: list[FleetSubject] = field(default_factory=list)
     result: Any = None
     group: str = ""
+    moved: float = 0.0
 
 
 class Crew:
@@ -74,6 +77,7 @@ class Crew:
     def __init__(self, ray: Any, store: str, settings: FleetSettings) -> None:
         self._ray = ray
         self._false_starts = 0
+        self._hang_timeout = settings.hang_timeout
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         room, gpus = places(machines, settings.cpus_per_worker)
         count = settings.workers or room
@@ -102,6 +106,7 @@ class Crew:
         """Have a worker that is idle train subjects of one group in one pass."""
         place.pack, place.group = list(pack), pack[0].group
         place.result = place.actor.train.remote(place.pack)
+        place.moved = time.monotonic()
 
     def stop(self) -> None:
         """Have all end after the step under way."""
@@ -121,8 +126,13 @@ class Crew:
         for place in self.places:
             if place.result is not None and self._is_ready(place.result):
                 yield place, self._outcome(place)
-            elif self._is_ready(place.look):
+                continue
+            if self._is_ready(place.look):
                 yield from self._answer(place)
+            if place.result is not None and self._hangs(place):
+                pack = place.pack
+                self._replace(place)
+                yield place, Outcome(pack, death=f"no step in {self._hang_timeout:g} seconds")
 
     def dismiss(self) -> None:
         """Let all of them go, with what they worked with removed."""
@@ -143,6 +153,9 @@ class Crew:
         place.actor, place.look = self._hire()
         place.seen, place.pack, place.result, place.group = None, [], None, ""
 
+    def _hangs(self, place: Place) -> bool:
+        return time.monotonic() - place.moved > self._hang_timeout
+
     def _is_ready(self, reference: Any) -> bool:
         return bool(self._ray.wait([reference], timeout=0)[0])
 
@@ -157,6 +170,7 @@ class Crew:
         return Outcome(pack, failures)
 
     def _answer(self, place: Place) -> Iterator[tuple[Place, Seen | Outcome]]:
+        before = place.seen
         try:
             place.seen = self._ray.get(place.look)
         except self._ray.exceptions.RayError as error:
@@ -167,6 +181,8 @@ class Crew:
                 yield place, Outcome([], death=_reason(error))
             return
         place.look = place.actor.seen.remote()
+        if before is None or before.steps != place.seen.steps:
+            place.moved = time.monotonic()
         yield place, place.seen
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from svfit_diffusion.fleet.cluster import connected
 from svfit_diffusion.fleet.crew import Crew, Outcome, Place
+from svfit_diffusion.fleet.gauges import Gauges
+from svfit_diffusion.fleet.lease import Lease
 from svfit_diffusion.fleet.ledger import Ledger
 from svfit_diffusion.fleet.packing import Backlog
 from svfit_diffusion.fleet.settings import FleetSettings
@@ -69,6 +71,7 @@ class Fleet:
         StorageError: the store cannot be reached or written.
 
     Attributes:
+        store: where all of it is kept.
         ledger: what has become of each.
         backlog: those that wait.
         interrupts: once one is noted, be it a signal, workers stop with what they have learned in
@@ -78,8 +81,8 @@ class Fleet:
     def __init__(self, subjects: Sequence[FleetSubject], settings: FleetSettings) -> None:
         self.interrupts = Interrupts()
         self._settings = settings
-        self._store = Store(settings.output)
-        self.ledger = Ledger(subjects, self._store)
+        self.store = Store(settings.output)
+        self.ledger = Ledger(subjects, self.store)
         self.backlog = Backlog(self.ledger.open, settings.subjects_per_pass, settings.retries)
 
     def news(self) -> Iterator[News]:
@@ -88,22 +91,39 @@ class Fleet:
         Raises:
             PackageError: Ray is not installed.
             ConfigError: the cluster is not there, or has no room for the workers.
-            StateError: workers end as they begin.
+            StateError: another command trains into the store, or workers end as they begin.
             StorageError: the store cannot be reached.
         """
         if not self.backlog:
             return
         # Interrupts last, as Ray has a way with signals of its own.
-        with connected(self._settings.address) as ray, self.interrupts:
-            crew = Crew(ray, self._store.address, self._settings)
+        with (
+            Lease(self.store) as lease,
+            connected(self._settings.address) as ray,
+            self.interrupts,
+        ):
+            crew = Crew(ray, self.store.address, self._settings)
+            gauges = Gauges()
             try:
-                yield from self.work(crew)
+                for news in self.work(crew, lease):
+                    gauges.show_subjects(self.counts)
+                    if isinstance(news, Looked):
+                        gauges.show_steps(news.worker, news.seen.steps)
+                    yield news
             finally:
                 self.ledger.write_costs()
                 crew.dismiss()
 
-    def work(self, crew: Crew) -> Iterator[News]:
-        """As `news`, by workers that are there."""
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many subjects are done, failed, waiting and in training."""
+        done, failed = len(self.ledger.records), len(self.ledger.failures)
+        waiting = len(self.backlog)
+        training = len(self.ledger) - done - failed - waiting
+        return {"done": done, "failed": failed, "waiting": waiting, "training": training}
+
+    def work(self, crew: Crew, lease: Lease) -> Iterator[News]:
+        """As `news`, by workers that are there, in a store that others are kept out of."""
         told = False
         while crew.is_busy or (self.backlog and not self.interrupts.noted):
             if not self.interrupts.noted:
@@ -113,6 +133,7 @@ class Fleet:
             elif not told:
                 crew.stop()
                 told = True
+            lease.renew()
             for place, found in crew.look():
                 if isinstance(found, Seen):
                     yield Looked(place.number, found)

@@ -36,6 +36,10 @@ class FleetSettings:
     retries: int = setting(
         3, "How often a subject goes to another worker, where those that trained it have died."
     )
+    hang_timeout: float = setting(
+        7200.0,
+        "Seconds without a step, preparations included, after which a worker is taken for dead.",
+    )
     scratch: str | None = setting(
         None, "Folder on each worker's machine for what it works with; default: the system's."
     )
@@ -47,5 +51,9 @@ class FleetSettings:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
         if self.retries < 0:
             raise ConfigError(f"retries must not be negative, got {self.retries}")
+        if not 0 < self.hang_timeout < float("inf"):
+            raise ConfigError(
+                f"hang_timeout must be a number of seconds above 0, got {self.hang_timeout}"
+            )
         if not self.output:
             raise ConfigError("--output is missing: a folder, or the address of a bucket")

@@ -16,6 +16,7 @@ from svfit_diffusion.errors import ConfigError, PackageError, StateError
 from svfit_diffusion.fleet.cluster import places
 from svfit_diffusion.fleet.crew import Crew, Outcome, Place
 from svfit_diffusion.fleet.driver import Died, Failed, Finished, Fleet, Looked
+from svfit_diffusion.fleet.lease import Lease
 from svfit_diffusion.fleet.settings import FleetSettings
 from svfit_diffusion.fleet.store import COSTS_NAME, Store
 from svfit_diffusion.fleet.subjects import FleetSubject
@@ -82,6 +83,12 @@ def fleet(tmp_path: Path, store: Store) -> Callable[..., Fleet]:
     return make
 
 
+def worked(fleet: Fleet, crew: Any) -> list[Any]:
+    """What happens in a fleet that such a crew works for."""
+    with Lease(fleet.store) as lease:
+        return list(fleet.work(crew, lease))
+
+
 def test_all_are_done_and_none_twice(fleet: Callable[..., Fleet], store: Store) -> None:
     def ends(pack: list[FleetSubject]) -> Outcome:
         for subject in pack:
@@ -91,14 +98,14 @@ def test_all_are_done_and_none_twice(fleet: Callable[..., Fleet], store: Store) 
 
     first = fleet("abcde")
     crew = Pretending(2, ends)
-    news: list[Any] = list(first.work(crew))
+    news = worked(first, crew)
     assert crew.given == ["ab", "cd", "e"]
     assert [n.name for n in news if isinstance(n, Finished)] == list("abde")
     assert [(n.name, n.reason) for n in news if isinstance(n, Failed)] == [("c", "no")]
     assert end(first).startswith("4 of 5 subjects are done, in 6 s of workers: ")
     again = fleet("abcdef")
     crew = Pretending(1, ends)
-    list(again.work(crew))
+    worked(again, crew)
     assert crew.given == ["cf"]
 
 
@@ -116,7 +123,7 @@ def test_deaths_are_made_good_until_a_subject_is_given_up(
 
     some = fleet("abcd", subjects_per_pass=3, retries=2)
     crew = Pretending(1, ends)
-    news: list[Any] = list(some.work(crew))
+    news = worked(some, crew)
     # c, which had bad luck twice, is not lost for it.
     assert crew.given == ["abc", "bcd", "b", "c", "d"]
     assert [n.names for n in news if isinstance(n, Died)] == [["b", "c"], ["b", "c", "d"], ["b"]]
@@ -134,7 +141,7 @@ def test_stopped_it_gives_out_nothing_more(fleet: Callable[..., Fleet]) -> None:
     crew = Pretending(2, ends)
     crew.give(crew.places[0], some.backlog.take("", 2))
     some.interrupts.noted = True
-    assert not [news for news in some.work(crew) if not isinstance(news, Looked)]
+    assert not [news for news in worked(some, crew) if not isinstance(news, Looked)]
     assert crew.given == ["ab"]
     assert crew.stopped == 1
     assert end(some) == "Stopped, 0 of 4 subjects are done; the same command goes on"
@@ -225,3 +232,43 @@ def test_workers_that_end_as_they_begin_are_not_hired_for_ever() -> None:
     assert ray.hired == 2 + 4
     with pytest.raises(ConfigError, match="has room for 2 workers of 1 CPU cores and 0 GPUs each"):
         Crew(ray, "out", FleetSettings("out", cpus_per_worker=1, workers=3))
+
+
+class Hanging(FakeRay):
+    """Its workers answer, and make no step after the second."""
+
+    steps = 0
+
+    def _hire(self, *_: Any) -> Any:
+        self.hired += 1
+        method = SimpleNamespace(remote=lambda *_: "seen")
+        return SimpleNamespace(seen=method, train=SimpleNamespace(remote=lambda _: "result"))
+
+    def wait(self, references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        return [reference for reference in references if reference == "seen"], references
+
+    def get(self, _: Any) -> Any:
+        self.steps = min(self.steps + 1, 2)
+        return Seen(7, "here", {"a": (self.steps, 9)})
+
+
+def test_a_worker_that_hangs_is_replaced(
+    fleet: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("time.monotonic", lambda: clock.now)
+    ray = Hanging()
+    crew = Crew(ray, "out", FleetSettings("out", workers=1, hang_timeout=60))
+    (place,) = crew.places
+    list(crew.look())
+    pack = fleet("a").backlog.take("", 1)
+    crew.give(place, pack)
+    found = []
+    for clock.now in (50.0, 100.0, 110.0):  # the step at 50 is the last
+        found += [one for _, one in crew.look() if isinstance(one, Outcome)]
+    assert not found
+    clock.now = 111.0
+    found += [one for _, one in crew.look() if isinstance(one, Outcome)]
+    assert found == [Outcome(pack, death="no step in 60 seconds")]
+    assert ray.hired == 2
+    assert crew.idle == []  # until the new one is up
