@@ -17,8 +17,13 @@ from svfit_diffusion.adapters.layers import ShiftedLayer
 from svfit_diffusion.adapters.live import refuse_absent_weight
 from svfit_diffusion.adapters.rows import RowLayout
 from svfit_diffusion.spectrum.basis import Basis
-from svfit_diffusion.spectrum.rows import factored_rows, project_rows, row_weights_are_cheaper
-from svfit_diffusion.spectrum.shift import pad_sum, shifted_weight
+from svfit_diffusion.spectrum.rows import (
+    factored_rows,
+    project_parts,
+    project_rows,
+    row_weights_are_cheaper,
+)
+from svfit_diffusion.spectrum.shift import pad_sum, shifted_weight, shifted_weights
 
 Mix = Mapping[str, float]
 """Weights of the adapters of one prompt, by name; empty for the base model."""
@@ -51,6 +56,7 @@ class RowProjection:
         self._shifts: list[Tensor] = []
         self._padded = torch.empty(0)
         self._weights: list[Tensor] = []
+        self._transposed = torch.empty(0)
 
     @property
     def shifts_nothing(self) -> bool:
@@ -87,10 +93,23 @@ class RowProjection:
         if len(self._mixes) == 1:
             return shifted.project(x, self._held_weights()[0], layer.bias)
         if self._holds_weights(x):
+            if layer.weight.dim() == 2:
+                return self._project_linear(x)
             weights = self._held_weights()
             return project_rows(shifted.project, x, [weights[mix] for mix in rows], layer.bias)
         deltas = torch.stack([self._padded[mix] for mix in rows])
         return factored_rows(shifted.project, x, layer.weight, layer.bias, basis, deltas)
+
+    def _project_linear(self, x: Tensor) -> Tensor:
+        """The output of a linear layer through the `W'` of each prompt, which lie side by side and
+        transposed, as a product of many rows reads them fastest.
+        """
+        weights, order = self._held_transposed(), self._mix_of_prompt
+        if order != list(range(len(weights))):
+            weights = weights[order]
+        bias, repeats = self._shifted.layer.bias, self._layout.repeats(len(x))
+        parts = [project_parts(part, weights, bias) for part in x.chunk(repeats)]
+        return torch.cat(parts) if repeats > 1 else parts[0]
 
     @torch.inference_mode(False)
     def _placed_basis(self) -> Basis:
@@ -103,6 +122,7 @@ class RowProjection:
             self._shifts = [self._shift(mix) for mix in self._mixes]
             self._padded = pad_sequence(self._shifts, batch_first=True)
             self._weights = []
+            self._transposed = torch.empty(0)
         return basis
 
     def _shift(self, mix: Mix) -> Tensor:
@@ -121,6 +141,15 @@ class RowProjection:
                 for shift in self._shifts
             ]
         return self._weights
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _held_transposed(self) -> Tensor:
+        """`W'` of each mix, `(mixes, d_in, d_out)`."""
+        if not len(self._transposed):
+            weight, basis = self._shifted.layer.weight.detach(), self._placed_basis()
+            self._transposed = shifted_weights(weight, basis, self._padded)
+        return self._transposed
 
     def _holds_weights(self, x: Tensor) -> bool:
         if not self._shifted.factorises:

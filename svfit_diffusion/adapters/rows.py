@@ -65,6 +65,10 @@ class RowLayout:
         batch = self._prompts * self._images
         return [row % batch // self._images for row in range(rows)]
 
+    def repeats(self, rows: int) -> int:
+        """How often guidance repeats the prompts in a batch of so many rows that fits."""
+        return rows // (self._prompts * self._images)
+
     def _check(self, rows: int) -> None:
         batch = self._prompts * self._images
         if not rows or rows % batch or rows > batch * self._most_repeats:

@@ -42,6 +42,25 @@ def shifted_weight(weight: Tensor, basis: Basis, delta: Tensor) -> Tensor:
     return torch.add(weight, shift).to(weight.dtype)
 
 
+def shifted_weights(weight: Tensor, basis: Basis, deltas: Tensor) -> Tensor:
+    """`W'` of several shifts of one linear layer, in its dtype, as one product.
+
+    Args:
+        weight: `(d_out, d_in)`.
+        basis: at least r triplets.
+        deltas: `(n, r)`, shorter shifts padded with zeros; those of zeros give `W` to the last bit.
+
+    Returns:
+        `(n, d_in, d_out)`, each transposed, as products of many rows read them fastest.
+    """
+    (count, rank), (d_out, d_in) = deltas.shape, weight.shape
+    basis = basis.truncated(rank)
+    with torch.autocast(deltas.device.type, enabled=False):  # as in `shift_matrix`
+        v = basis.v.mT.float() * deltas.float()[:, None]
+        shifts = multiply(v.reshape(count * d_in, rank), basis.u.float())
+        return shifts.view(count, d_in, d_out).add_(weight.mT).to(weight.dtype)
+
+
 def merging_is_cheaper(
     tokens: int, d_out: int, d_in: int, rank: int, one_sided: bool = False
 ) -> bool:

@@ -42,6 +42,12 @@ FLOAT32 = {"rtol": 1e-5, "atol": 2e-5}
 MIXES = [{"a": 1.0}, {}, {"a": 0.5, "b": -2.0}, {"b": 1.5}, {"a": 0.0}]
 
 
+@pytest.fixture(autouse=True)
+def small_layers_go_by_their_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As large ones do, so that both ways are taken."""
+    monkeypatch.setattr("svfit_diffusion.spectrum.rows._SMALL", 0)
+
+
 def make_layer(kind: str, dtype: torch.dtype = torch.float32) -> OneLayer:
     """A layer with adapters `a`, of rank 3, and `b`, of all its rank; none is active."""
     torch.manual_seed(0)

@@ -15,7 +15,13 @@ from svfit_diffusion.adapters.layers import ShiftedLayer
 from svfit_diffusion.adapters.rows import RowOwners
 from svfit_diffusion.spectrum import solver
 from svfit_diffusion.spectrum.basis import Basis, as_matrix
-from svfit_diffusion.spectrum.shift import merging_is_cheaper, pad_sum, shift_matrix, shifted_weight
+from svfit_diffusion.spectrum.shift import (
+    merging_is_cheaper,
+    pad_sum,
+    shift_matrix,
+    shifted_weight,
+    shifted_weights,
+)
 
 # Relative to the largest entry of the oracle. Half the spacing of numbers next to 1 is 6e-8, 5e-4
 # and 4e-3; a few roundings of operands and of sums add up to some five times that.
@@ -284,6 +290,21 @@ def test_merging_wins_with_tokens_and_loses_with_width() -> None:
     assert not merging_is_cheaper(128, 1280, 1280, 1280)
     # A small rank makes the factors cheap, however many tokens there are.
     assert not merging_is_cheaper(8192, 320, 320, 4)
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("kind", ["linear-wide", "linear-tall-unbiased"])
+def test_several_weights_are_each_alone(kind: str, dtype: torch.dtype) -> None:
+    layer, _ = make_layer(kind)
+    weight, basis = layer.weight.detach().to(dtype), basis_of(layer)
+    deltas = torch.stack([random_shift(6), torch.zeros(6), random_shift(6)])
+    with torch.autocast("cpu", torch.bfloat16):
+        together = shifted_weights(weight, basis, deltas)
+    assert together.dtype == dtype and together.is_contiguous()
+    assert torch.equal(together[1], weight.mT)
+    for each, delta in zip(together, deltas, strict=True):
+        alone = shifted_weight(weight, basis, delta).mT
+        assert_close(each, alone.double(), dtype)
 
 
 def test_shift_is_not_rounded_by_autocast() -> None:
