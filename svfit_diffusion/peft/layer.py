@@ -31,7 +31,7 @@ class SVFitLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     Attributes:
         svfit_delta: the shift of each adapter, `(r,)` float32.
         scaling: the strength of each adapter.
-        digest: of the weight.
+        spectrum: of the layer's weight; one with more triplets may take its place.
     """
 
     adapter_layer_names = ("svfit_delta",)
@@ -47,13 +47,12 @@ class SVFitLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.base_layer = base_layer
         self.svfit_delta = nn.ParameterDict()
         self.scaling: dict[str, float] = {}
-        self.digest = spectrum.digest
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
-        self._sigma = spectrum.basis.sigma
+        self.spectrum = spectrum
         layer = self.get_base_layer()
         kind = ShiftedWords if isinstance(layer, nn.Embedding) else ShiftedOutput
-        self._output = kind(layer, spectrum, is_alone=base_layer is layer)
+        self._output = kind(layer, spectrum.basis.truncated(1), is_alone=base_layer is layer)
         self._merging = Merging(layer, turned=self._output.is_turned)
 
     def add(self, adapter_name: str, rank: Rank, *, starts_at_zero: bool = True) -> None:
@@ -64,15 +63,15 @@ class SVFitLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             rank: as in `SVFitConfig`; a weight that lacks rank trains what it has.
             starts_at_zero: else the shifts are small and random.
         """
-        full = len(self._sigma)
-        count = select_rank(self._sigma, min(rank, full) if isinstance(rank, int) else rank)
-        random = torch.randn(count) * self._sigma[:count] / 10
+        sigma = self.spectrum.basis.sigma
+        count = select_rank(sigma, min(rank, len(sigma)) if isinstance(rank, int) else rank)
+        random = torch.randn(count) * sigma[:count] / 10
         self.svfit_delta[adapter_name] = nn.Parameter(
             torch.zeros(count) if starts_at_zero else random
         )
         self.scaling[adapter_name] = 1.0
         self._move_adapter_to_device_of_base_layer(adapter_name)
-        self._output.keep(count)
+        self._output.keep(self.spectrum.basis.truncated(count))
 
     def fitted(self, adapter_name: str, values: Tensor) -> Tensor:
         """A shift from a file with the zeros that files leave out; a longer one makes room.
@@ -84,14 +83,14 @@ class SVFitLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         Raises:
             CheckpointError: it has more values than the layer has singular values.
         """
-        delta, full = self.svfit_delta[adapter_name], len(self._sigma)
+        delta, full = self.svfit_delta[adapter_name], self.spectrum.basis.rank
         if values[full:].any():
             raise CheckpointError(f"{len(values)} values, the layer has {full} singular values")
         values = values[:full]
         if len(values) > len(delta):
             delta = nn.Parameter(delta.new_zeros(len(values)), delta.requires_grad)
             self.svfit_delta[adapter_name] = delta
-            self._output.keep(len(values))
+            self._output.keep(self.spectrum.basis.truncated(len(values)))
         return nn.functional.pad(values, (0, len(delta) - len(values)))
 
     def _move_adapter_to_device_of_base_layer(

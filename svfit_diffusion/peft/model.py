@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from copy import copy
 from typing import Any
 
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, AuxiliaryTrainingWrapper
 from peft.utils.other import get_pattern_key
@@ -17,8 +18,15 @@ from svfit_diffusion.errors import AdapterNameError, ConfigError, StateError, Ta
 from svfit_diffusion.peft.config import SVFitConfig
 from svfit_diffusion.peft.layer import BASE, SVFitLayer, SVFitLinear
 from svfit_diffusion.peft.method import PREFIX
-from svfit_diffusion.peft.shifts import check_fingerprint, fingerprint_of, fit_shifts
+from svfit_diffusion.peft.shifts import (
+    check_fingerprint,
+    fingerprint_of,
+    fit_shifts,
+    lengths,
+    plain_path,
+)
 from svfit_diffusion.peft.targets import Spectrum, refuse_other_kinds, spectra
+from svfit_diffusion.peft.widening import widen
 from svfit_diffusion.spectrum.basis import full_rank
 from svfit_diffusion.spectrum.rank import Rank, check_rank_fits
 from svfit_diffusion.spectrum.shift import pad_sum
@@ -68,16 +76,18 @@ class SVFitModel(BaseTuner):  # type: ignore[misc]
         """Find the spectra of all targets at once, before anything is changed."""
         peft_config = _maybe_include_all_linear_layers(peft_config, model)
         layers = self._targets(peft_config, model)
+        ranks = {path: _rank(peft_config, path) for path in layers}
         new = {p: _inner(layer) for p, layer in layers.items() if not isinstance(layer, SVFitLayer)}
         for path, layer in new.items():
             refuse_other_kinds(path, layer)
         for path, layer in layers.items():
-            rank = _rank(peft_config, path)
-            if isinstance(rank, int):
+            if isinstance(rank := ranks[path], int):
                 check_rank_fits(rank, full_rank(_inner(layer).weight), path)
-        self._spectra = spectra(model, new)
-        ranks = [spectrum.basis.rank for spectrum in self._spectra.values()]
-        if layers and len(new) == len(layers) and not any(ranks):
+        known = {path: layer for path, layer in layers.items() if path not in new}
+        widen(model, known, {path: ranks[path] for path in known})
+        self._spectra = spectra(model, new, {path: ranks[path] for path in new})
+        found = [spectrum.basis.rank for spectrum in self._spectra.values()]
+        if layers and len(new) == len(layers) and not any(found):
             raise TargetError(f"the weights of {', '.join(new)} are zero: nothing can be shifted")
 
     def _targets(self, config: SVFitConfig, model: nn.Module) -> dict[str, Any]:
@@ -135,6 +145,9 @@ class SVFitModel(BaseTuner):  # type: ignore[misc]
     ) -> dict[str, Tensor]:
         layers = shifted_layers(model, adapter_name)
         check_fingerprint(config.base_fingerprint, fingerprint_of(layers))
+        counts = {plain_path(p): n for p, n in lengths(layers, state_dict).items()}
+        inner = model.get_base_model() if isinstance(model, PeftModel) else model
+        widen(inner, {plain_path(path): layer for path, layer in layers.items()}, counts)
         fitted = fit_shifts(layers, adapter_name, state_dict)
         remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, fitted

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from svfit_diffusion.adapters.layers import SHIFTABLE, ShiftedLayer
 from svfit_diffusion.adapters.live import ShiftedProjection
-from svfit_diffusion.peft.targets import Spectrum, TransposedLinear
+from svfit_diffusion.peft.targets import TransposedLinear
 from svfit_diffusion.spectrum.basis import Basis
 from svfit_diffusion.spectrum.shift import factored_shift, shift_matrix
 
@@ -26,16 +26,15 @@ class ShiftedOutput:
 
     Args:
         layer: the layer itself.
-        spectrum: of its weight.
+        basis: of its weight, as much as is in use.
         is_alone: whether nothing of PEFT's is around the layer.
     """
 
-    def __init__(self, layer: Any, spectrum: Spectrum, *, is_alone: bool) -> None:
+    def __init__(self, layer: Any, basis: Basis, *, is_alone: bool) -> None:
         self._can_project = is_alone and type(layer) in _PLAIN
         self.is_turned = isinstance(layer, Conv1D)
-        self._spectrum = spectrum
         view = TransposedLinear(layer) if self.is_turned else layer
-        self._shifted = ShiftedLayer(view, spectrum.basis.truncated(1))
+        self._shifted = ShiftedLayer(view, basis)
         self._projection: ShiftedProjection | None = None
         self._rank = 0  # that is in use
 
@@ -44,12 +43,11 @@ class ShiftedOutput:
         """As much of the layer's as is in use."""
         return self._shifted.basis
 
-    def keep(self, rank: int) -> None:
-        """Hold at least so many triplets of the basis."""
-        if rank <= self._rank:
+    def keep(self, basis: Basis) -> None:
+        """Hold at least the triplets of this basis."""
+        if basis.rank <= self._rank:
             return
-        self._rank = rank
-        self._shifted.basis = self._spectrum.basis.truncated(rank)
+        self._rank, self._shifted.basis = basis.rank, basis
         if self._can_project:
             # Now, and not when it is first called, which may be in a compiled graph.
             self._projection = ShiftedProjection(self._shifted)

@@ -40,6 +40,29 @@ def shifts_in(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
+def lengths(layers: Mapping[str, SVFitLayer], tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many values a file has for each of some layers, by their paths.
+
+    Raises:
+        CheckpointError: as `shifts_in`.
+    """
+    found = ((_own_path(layers, path), values) for path, values in shifts_in(tensors).items())
+    return {path: len(values) for path, values in found if path is not None}
+
+
+def plain_path(path: str) -> str:
+    """A path in the model itself of one in what PEFT may have put around it."""
+    return path.removeprefix(WRAPPED)
+
+
+def _own_path(layers: Mapping[str, SVFitLayer], path: str) -> str | None:
+    """What a model calls the layer that a file calls `path`."""
+    # transformers 5 dropped the `text_model.` level of CLIPTextModel.
+    spellings = (path, path.removeprefix("text_model."), f"text_model.{path}")
+    here = {plain_path(own): own for own in layers}
+    return next((here[spelling] for spelling in spellings if spelling in here), None)
+
+
 def fit_shifts(
     layers: Mapping[str, SVFitLayer], adapter_name: str, tensors: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
@@ -55,11 +78,8 @@ def fit_shifts(
     """
     fitted = {name: tensor for name, tensor in tensors.items() if not name.endswith(SUFFIX)}
     problems = []
-    here = {path.removeprefix(WRAPPED): path for path in layers}
     for path, values in shifts_in(tensors).items():
-        # transformers 5 dropped the `text_model.` level of CLIPTextModel.
-        spellings = (path, path.removeprefix("text_model."), f"text_model.{path}")
-        own = next((here[spelling] for spelling in spellings if spelling in here), None)
+        own = _own_path(layers, path)
         if own is None:
             problems.append(f"no layer {path!r} is shifted here")
             continue
@@ -74,7 +94,7 @@ def fit_shifts(
 
 def fingerprint_of(layers: Mapping[str, SVFitLayer]) -> str:
     """One digest of the base weights of some layers."""
-    return fingerprint({path: layer.digest for path, layer in layers.items()})
+    return fingerprint({path: layer.spectrum.digest for path, layer in layers.items()})
 
 
 def check_fingerprint(expected: str | None, found: str) -> None:

@@ -14,8 +14,9 @@ from svfit_diffusion.adapters.base_weights import base_weights
 from svfit_diffusion.adapters.layers import SHIFTABLE
 from svfit_diffusion.adapters.quantised import quantization_of
 from svfit_diffusion.errors import BasisError, TargetError
-from svfit_diffusion.spectrum.basis import Basis
+from svfit_diffusion.spectrum.basis import Basis, full_rank
 from svfit_diffusion.spectrum.cache import load_bases
+from svfit_diffusion.spectrum.rank import Rank
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,19 @@ class Spectrum:
     Attributes:
         basis: of the weight as `(d_out, d_in)`, or `(words, width)` of an Embedding.
         digest: of the weight as it is stored.
+        asked: how many triplets were asked for; the basis has fewer where the weight lacks them.
+            None stands for all.
     """
 
     basis: Basis
     digest: str
+    asked: int | None = None
+
+    def serves(self, rank: Rank) -> bool:
+        """Whether it has what an adapter of that rank needs: of one by energy, all."""
+        if self.asked is None:
+            return True
+        return isinstance(rank, int) and rank <= self.asked
 
 
 class TransposedLinear(nn.Linear):
@@ -53,12 +63,15 @@ class TransposedLinear(nn.Linear):
         return bias
 
 
-def spectra(model: nn.Module, layers: Mapping[str, Any]) -> dict[str, Spectrum]:
+def spectra(
+    model: nn.Module, layers: Mapping[str, Any], ranks: Mapping[str, Rank]
+) -> dict[str, Spectrum]:
     """The spectra of some layers by module path, from the cache where it has them.
 
     Args:
         model: a model, without anything around it.
         layers: the layers, without anything around them.
+        ranks: of the adapter, for each of them.
 
     Raises:
         BasisError: a weight cannot be decomposed: quantised, sharded, not in memory, not finite.
@@ -70,9 +83,11 @@ def spectra(model: nn.Module, layers: Mapping[str, Any]) -> dict[str, Spectrum]:
                 f"load the base unquantised, or train with this package's own trainer"
             )
     base = base_weights(model, layers)
-    bases = load_bases(base)
+    asked = {path: rank if isinstance(rank, int) else None for path, rank in ranks.items()}
+    full = {path: full_rank(layer.weight) for path, layer in layers.items()}
+    bases = load_bases(base, {path: asked[path] or full[path] for path in layers})
     return {
-        path: Spectrum(_turned(bases[path], layer), base.digests[path])
+        path: Spectrum(_turned(bases[path], layer), base.digests[path], asked[path])
         for path, layer in layers.items()
     }
 
