@@ -126,8 +126,7 @@ class TrainingConfig:
         "them is trained.",
     )
     cache_to_disk: bool = setting(
-        False,
-        "Keep what is encoded in a folder in output_dir meanwhile, not in memory.",
+        False, "Keep what is encoded in a folder in output_dir meanwhile, not in memory."
     )
     offload: bool = setting(
         False,
@@ -135,12 +134,15 @@ class TrainingConfig:
         "together.",
     )
 
+    shard_base: bool = setting(
+        False, "Spread the denoiser over the processes (FSDP2); nothing is drawn then."
+    )
+
     # Optimisation
     train_batch_size: int = setting(4, "Photos per device and forward pass.")
     gradient_accumulation_steps: int = setting(1, "Forward passes per optimizer step.")
     max_train_steps: int | None = setting(
-        None,
-        "Optimizer steps; overrides num_train_epochs. Default: 400.",
+        None, "Optimizer steps; overrides num_train_epochs. Default: 400."
     )
     num_train_epochs: int | None = setting(None, "Passes over the photos.")
     learning_rate: float = setting(0.05, "Learning rate of the shifts (far above LoRA's).")
@@ -213,8 +215,7 @@ class TrainingConfig:
     num_validation_images: int = setting(2, "Images per validation prompt.")
     validation_steps: int = setting(100, "Generate every so many steps.")
     num_inference_steps: int | None = setting(
-        None,
-        "Sampling steps of generated images; default: the base model's family's.",
+        None, "Sampling steps of generated images; default: the base model's family's."
     )
     guidance_scale: float | None = setting(
         None, "Guidance of generated images; default: the base model's family's."

@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 from diffusers.training_utils import EMAModel
 from PIL import Image, ImageOps
 
+from svfit_diffusion.errors import ConfigError
 from svfit_diffusion.files.scratch import Scratch
 from svfit_diffusion.training import checks
 from svfit_diffusion.training.accelerators import make_accelerator
@@ -172,6 +173,12 @@ class Preparation:
             config.num_class_images,
         )
         if missing := missing_class_images(folder, prompt, base, wanted):
+            if config.shard_base:
+                raise ConfigError(
+                    f"{missing} of {wanted} class images are missing in {folder}, and a denoiser "
+                    f"in parts (shard_base) draws none: put them there, or let a run without it "
+                    f"draw them"
+                )
             self._say(f"Class images: {wanted - missing} are in {folder}, {missing} are drawn now")
             with timed(self.seconds, "class images"), self.preview.generating() as pipe:
                 generate_class_images(

@@ -16,6 +16,7 @@ from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.freezing import PRECISIONS, freeze
 from svfit_diffusion.training.placement import Placement
 from svfit_diffusion.training.processes import main_first
+from svfit_diffusion.training.sharding import check_shardable, shard
 from svfit_diffusion.training.subject import Subject
 from svfit_diffusion.training.timing import timed
 
@@ -56,6 +57,8 @@ class Stage:
         self._accelerator = accelerator
         self._show_progress = show_progress
         self.seconds: dict[str, float] = {}
+        if config.shard_base:
+            check_shardable(accelerator, several=several)
         with timed(self.seconds, "loading"):
             self.family = family_of(self._loaded() if pipe is None else pipe)
         self.family.check()
@@ -64,7 +67,9 @@ class Stage:
         self._trained = checks.trained_text_encoders(self.family, config.train_text_encoder)
         self.process = self.family.noise_process(config.noise)
         self.resolution = checks.training_resolution(self.family, config.resolution)
-        self.placement = Placement(self.family.pipe, accelerator.device, offload=config.offload)
+        self.placement = Placement(
+            self.family.pipe, accelerator.device, offload=config.offload or config.shard_base
+        )
         self.owners = RowOwners() if several else None
         self._is_frozen = False
 
@@ -90,7 +95,8 @@ class Stage:
 
     def put_on(self, name: str, undo: contextlib.ExitStack) -> Subject:
         """An adapter to train; `undo` takes it off again."""
-        self.placement.bring(self.components)  # where weights are, vectors are computed
+        # Where weights are, vectors are computed; what is to be in parts may have no room whole.
+        self.placement.bring(self._trained if self._config.shard_base else self.components)
         with timed(self.seconds, "singular vectors"), main_first(self._accelerator):
             # The main process fills the cache; the others find the basis there.
             subject = Subject(
@@ -123,9 +129,12 @@ class Stage:
 
     def settle(self) -> None:
         """Have on the device what training needs, and nothing else."""
-        needed = [self.family.denoiser]
+        sharded = self._config.shard_base
+        needed = [] if sharded else [self.family.denoiser]
         idle: list[str] = []
         (idle if self._config.cache_latents else needed).append("vae")
         (idle if self.keeps_conditions else needed).extend(self.family.encoders)
         self.placement.bring(needed)
         self.placement.park(idle)
+        if sharded:
+            shard(self.family.model, self._accelerator)

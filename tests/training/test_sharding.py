@@ -1,0 +1,104 @@
+"""A denoiser of which each of two processes holds a part trains what a whole one does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from tiny import make_tiny_pipeline
+from tiny_training import make_config
+from torch import nn
+
+from svfit_diffusion.errors import ConfigError
+from svfit_diffusion.training.sharding import check_shardable, outermost_blocks
+from svfit_diffusion.training.trainer import Trainer
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+import sys, torch
+from pathlib import Path
+from accelerate import Accelerator
+from tiny import make_tiny_pipeline
+from tiny_training import advance, make_config, shifts
+from svfit_diffusion.training.trainer import Trainer
+
+folder = Path(sys.argv[1])
+accelerator = Accelerator(cpu=True)
+PRIOR = {"with_base_prior": True, "class_prompt": "a dog", "num_class_images": 2}
+CASES = {
+    "all": {"target": ["all"], "gradient_checkpointing": True, "train_text_encoder": True},
+    "prior": {**PRIOR, "gradient_accumulation_steps": 2},
+}
+for name, settings in CASES.items():
+    found = {}
+    for sharded in (False, True):
+        own = folder / f"{name}-{sharded}-{accelerator.process_index}"
+        own.mkdir()
+        config = make_config(own, max_train_steps=3, shard_base=sharded, **settings)
+        trainer = Trainer(config, accelerator, make_tiny_pipeline(), show_progress=False)
+        advance(trainer, 3)
+        found[sharded] = shifts(trainer)
+        trainer.save(own / "out")
+        held = [p.to_local() if sharded else p for p in trainer.pipe.unet.parameters()]
+        found[f"held {sharded}"] = sum(part.numel() for part in held)
+    torch.save(found, folder / f"{name}-{accelerator.process_index}.pt")
+accelerator.end_training()
+"""
+
+
+def test_in_parts_it_trains_what_a_whole_one_does(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    done = subprocess.run(
+        [sys.executable, *launcher, str(tmp_path / "program.py"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("all", "prior"):
+        one, two = (torch.load(tmp_path / f"{name}-{process}.pt") for process in range(2))
+        assert torch.equal(one[True], two[True])
+        # Sums in another order, magnified by Adam's division where gradients are tiny.
+        assert (one[True] - one[False]).norm() <= 1e-3 * one[False].norm() > 0
+        # A dimension that two do not divide is padded.
+        assert one["held True"] + two["held True"] >= one["held False"]
+        assert max(one["held True"], two["held True"]) <= 0.52 * one["held False"]
+
+
+def test_what_it_does_not_go_with_is_refused(tmp_path: Path) -> None:
+    others: list[dict[str, Any]] = [
+        {"offload": True},
+        {"quantization": "int8"},
+        {"validation_prompt": ["a dog"]},
+    ]
+    for other in others:
+        with pytest.raises(ConfigError, match=f"shard_base.* {next(iter(other))}"):
+            make_config(tmp_path, shard_base=True, **other)
+    config = make_config(tmp_path, shard_base=True)
+    with pytest.raises(ConfigError, match="several processes, and there is one; start more"):
+        Trainer(config, pipe=make_tiny_pipeline(), show_progress=False)
+
+
+def test_several_subjects_are_refused() -> None:
+    class Two(Accelerator):
+        num_processes = 2
+
+    with pytest.raises(ConfigError, match="one subject at a time"):
+        check_shardable(Two(cpu=True), several=True)
+
+
+def test_blocks_are_those_of_the_outermost_lists() -> None:
+    unet = make_tiny_pipeline().unet
+    assert outermost_blocks(unet) == [*unet.down_blocks, *unet.up_blocks, *_middle(unet.mid_block)]
+
+
+def _middle(block: nn.Module) -> list[nn.Module]:
+    return [part for child in block.children() for part in child]
