@@ -48,8 +48,8 @@ class ImageGenerator:
     every row of it is shifted by its own adapters alone. On a model that refuses such batches
     they are drawn one after the other. Noise comes from each picture's own seed. So the same
     request gives the same picture to the last bit when it is drawn by itself, whatever was drawn
-    before; in company, or on another number of a CPU's cores, float32 sums may round otherwise, by a
-    level of 255 or so.
+    before; in company, or on another number of a CPU's cores, float32 sums may round otherwise, by
+    a level of 255 or so.
 
     Adapters stay loaded, a vector per layer each, so switching costs no more than the product
     `U diag(δ) Vᵀ`.

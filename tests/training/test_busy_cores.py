@@ -37,9 +37,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 @pytest.mark.parametrize(
     ("percent", "expected"), [(0.0, 4), (6.0, 4), (25.0, 3), (60.0, 2), (100.0, 1)]
 )
-def test_as_many_as_others_leave(
-    percent: float, expected: int, load: Callable[..., None]
-) -> None:
+def test_as_many_as_others_leave(percent: float, expected: int, load: Callable[..., None]) -> None:
     load(percent)
     assert threads.leave_busy_cores() == expected
     assert torch.get_num_threads() == expected
