@@ -127,7 +127,7 @@ class Visit:
         page.click("#train-sample-photos")
         page.locator("#train-tiles .gallery-item").nth(4).wait_for()
         page.fill("#train-name textarea", self._subject)
-        page.fill("#train-instance-prompt textarea", "a photo of sks dog")
+        page.fill("#train-instance-prompt textarea", "a photo of sks bus")
         if quick:
             page.get_by_label("Quick").check()
         self._camera.take("train_filled")
@@ -149,7 +149,7 @@ class Visit:
         self._page.locator("#generate-go").wait_for()
         self._generate()
         self._camera.take("generate_own")
-        self._page.fill("#generate-prompt textarea", "")
+        self._page.fill("#generate-prompt textarea", "a photo of " * 100)
         self._page.click("#generate-go")
         self._page.locator("#generate-problem .problem").wait_for()
         self._camera.take("generate_error")
@@ -252,7 +252,7 @@ def renew_documentation(pictures: Path) -> None:
 def main() -> None:
     """Visit, print and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--subject", default="my pug", help="Name of the adapter.")
+    parser.add_argument("--subject", default="my bus", help="Name of the adapter.")
     parser.add_argument("--quick", action="store_true", help="The shortest training.")
     parser.add_argument("--pictures", type=Path, default=ROOT / "outputs" / "first_visit")
     parser.add_argument("--docs", action="store_true", help="Renew the documentation's pictures.")

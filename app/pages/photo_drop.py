@@ -17,7 +17,7 @@ from ..settings import SAMPLES
 from .photo_editor import build_editor, edited, tile, wire_editor
 from .problems import explaining, problem_place
 
-_SAMPLE_PHOTOS = [str(path) for path in sorted((SAMPLES / "subjects" / "pug").glob("*.png"))]
+_SAMPLE_PHOTOS = [str(path) for path in sorted((SAMPLES / "subjects" / "school_bus").glob("*.png"))]
 """For who has none at hand; an installed package brings none either."""
 
 
@@ -28,6 +28,7 @@ class PhotoDrop:
     Attributes:
         drop: where files are dropped.
         photos: those taken in, a list of `CroppedPhoto`.
+        tiles: their squares.
         key: a `PhotoShelf` key, kept in the browser.
         describe: writes the captions of all photos; None where no model is at hand.
         shown: all that follows from `photos`, to be set by `show`.
@@ -36,6 +37,7 @@ class PhotoDrop:
 
     drop: gr.File
     photos: gr.State
+    tiles: gr.Gallery
     key: gr.BrowserState
     describe: gr.Button | None
     shown: list[Any]
@@ -87,14 +89,14 @@ def photo_drop(services: Services, key_: gr.BrowserState) -> PhotoDrop:
         elem_id="train-drop",
     )
     offer = gr.Button(
-        "No photos at hand? Take these of a pug",
+        "No photos at hand? Take these of a bus",
         size="sm",
         visible=bool(_SAMPLE_PHOTOS),
         elem_id="train-sample-photos",
     )
     refused = gr.HTML(visible=False, elem_id="train-refused")
     tiles = gr.Gallery(
-        label="Squares to learn; choose one to move it or to caption it",
+        label="Squares to learn; choose one to edit it",
         format="png",
         columns=4,
         height="auto",
@@ -117,7 +119,7 @@ def photo_drop(services: Services, key_: gr.BrowserState) -> PhotoDrop:
         *editor.crop,
         editor.caption,
     ]
-    dropped = PhotoDrop(drop, photos_, key_, editor.describe, shown, shelf)
+    dropped = PhotoDrop(drop, photos_, tiles, key_, editor.describe, shown, shelf)
 
     def take(files: list[str], photos: list[CroppedPhoto], key: object) -> tuple[Any, ...]:
         new, refusals = take_in([Path(file) for file in files], limits, len(photos))
