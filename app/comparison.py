@@ -145,14 +145,14 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise SettingError(f"“{text:.40}” is no number.") from None
+        raise SettingError(f"“{text:.40}” is no number; give some like 0.7, 1.") from None
 
 
 def _whole(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise SettingError(f"“{text:.40}” is no whole number.") from None
+        raise SettingError(f"“{text:.40}” is no whole number; give some like 1, 2.") from None
 
 
 @dataclass(frozen=True)
