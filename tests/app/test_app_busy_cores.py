@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from app_server import wait_for_trainings
 from PIL import Image
 
 from app.base_model import BaseModel
@@ -76,7 +76,5 @@ def test_the_threads_that_draw_and_train_leave_them(
         num_validation_images=1,
     )
     jobs.start("rex", photos, config)
-    for thread in threading.enumerate():
-        if thread.name == "trainings":
-            thread.join(60)
+    wait_for_trainings()
     assert counts == {"paint": 1, "steps": 1}
