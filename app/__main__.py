@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m app") ->
     start_log()
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # or it tells of processors that nothing here uses
     try:
         parser = FlagParser((AppSettings, Limits), description="Start the web app.", prog=prog)
         words = list(sys.argv[1:] if arguments is None else arguments)

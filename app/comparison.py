@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from svfit_diffusion.training.grid import labelled_grid
 
-from .errors import SettingError
+from .errors import SettingError, at_field
 from .generation import ImageGenerator
 from .picture import PictureSettings
 from .settings import Limits
@@ -95,10 +95,11 @@ def cells(settings: PictureSettings, x: Axis, y: Axis) -> list[list[PictureSetti
     kinds = {x.kind, y.kind}
     if AxisKind.STRENGTH in kinds and AxisKind.ADAPTER not in kinds and not settings.adapters:
         raise SettingError("Choose the adapter whose strength is to vary.", "adapters")
+    fields = {x.kind: "x-values", y.kind: "y-values"}
     adapter_first = sorted((x.kind, y.kind), key=list(AxisKind).index)
     return [
         [
-            _applied(settings, adapter_first, {x.kind: x_value, y.kind: y_value})
+            _applied(settings, adapter_first, {x.kind: x_value, y.kind: y_value}, fields)
             for x_value in x.values
         ]
         for y_value in y.values
@@ -106,10 +107,14 @@ def cells(settings: PictureSettings, x: Axis, y: Axis) -> list[list[PictureSetti
 
 
 def _applied(
-    settings: PictureSettings, order: Sequence[AxisKind], values: dict[AxisKind, str]
+    settings: PictureSettings,
+    order: Sequence[AxisKind],
+    values: Mapping[AxisKind, str],
+    fields: Mapping[AxisKind, str],
 ) -> PictureSettings:
     for kind in order:
-        settings = _changed(settings, kind, values[kind])
+        with at_field(fields[kind]):
+            settings = _changed(settings, kind, values[kind])
     return settings
 
 
@@ -140,14 +145,14 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise SettingError(f"“{text:.40}” is no number.") from None
+        raise SettingError(f"“{text:.40}” is no number; give some like 0.7, 1.") from None
 
 
 def _whole(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise SettingError(f"“{text:.40}” is no whole number.") from None
+        raise SettingError(f"“{text:.40}” is no whole number; give some like 1, 2.") from None
 
 
 @dataclass(frozen=True)

@@ -42,12 +42,14 @@ class Drawing(drawing.Drawing):
             if side % self.size_multiple:
                 raise SettingError(
                     f"The {label} must be a multiple of {self.size_multiple} on this base model, "
-                    f"not {side}."
+                    f"not {side}.",
+                    label,
                 )
         if settings.scheduler not in self.schedulers:
             raise SettingError(
                 f"This base model cannot draw with {settings.scheduler}; choose "
-                f"“{OWN_SCHEDULER}” as the scheduler."
+                f"“{OWN_SCHEDULER}” as the scheduler.",
+                "scheduler",
             )
 
     def adapted(self, settings: PictureSettings) -> PictureSettings:

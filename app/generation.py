@@ -13,6 +13,7 @@ from torch import Tensor
 
 from svfit_diffusion.errors import SVFitError
 from svfit_diffusion.serving.painting import Painter
+from svfit_diffusion.training.threads import leave_busy_cores
 
 from .base_model import BaseModel
 from .drawing import Drawing
@@ -27,6 +28,9 @@ from .visits import Event, Portion, in_portions, shares
 
 _PREVIEWS = 6
 """How often the forming pictures are shown on the way."""
+
+_LOOK = 0.1
+"""Seconds for which a drawing looks for cores that other programs use."""
 
 
 def concurrent_drawings(limits: Limits) -> int:
@@ -44,7 +48,8 @@ class ImageGenerator:
     every row of it is shifted by its own adapters alone. On a model that refuses such batches
     they are drawn one after the other. Noise comes from each picture's own seed. So the same
     request gives the same picture to the last bit when it is drawn by itself, whatever was drawn
-    before; in company float32 sums may round otherwise, by a level of 255 or so.
+    before; in company, or on another number of a CPU's cores, float32 sums may round otherwise, by
+    a level of 255 or so.
 
     Adapters stay loaded, a vector per layer each, so switching costs no more than the product
     `U diag(δ) Vᵀ`.
@@ -104,6 +109,8 @@ class ImageGenerator:
 
     def _draw(self, batch: list[Portion]) -> None:
         """Draw several portions together, or one after the other where the model cannot."""
+        if self._pipe.device.type == "cpu":
+            leave_busy_cores(_LOOK)
         for together in [batch] if self._painter.mixes else [[portion] for portion in batch]:
             try:
                 images = self._paint(together)

@@ -67,26 +67,31 @@ class PictureSettings(Picture):
 
         Settings may come from a file that anyone can write, so their types are checked as well.
         """
-        for label, text in (("prompt", self.prompt), ("negative prompt", self.negative_prompt)):
+        texts = (("prompt", "prompt"), ("negative prompt", "negative"))
+        for (label, place), text in zip(texts, (self.prompt, self.negative_prompt), strict=True):
             if not _is_text(text) or len(text) > limits.max_prompt_length:
                 raise SettingError(
-                    f"The {label} must be a text of at most {limits.max_prompt_length} characters."
+                    f"The {label} must be a text of at most {limits.max_prompt_length} characters.",
+                    place,
                 )
         if not isinstance(self.adapters, Mapping) or len(self.adapters) > limits.max_adapters:
-            raise SettingError(f"Choose at most {limits.max_adapters} adapters.")
+            raise SettingError(f"Choose at most {limits.max_adapters} adapters.", "adapters")
         for name, strength in self.adapters.items():
-            _check_number(f"The strength of “{name:.64}”", strength, -MAX_STRENGTH, MAX_STRENGTH)
-        _check_whole("The number of steps", self.steps, 1, limits.max_steps)
-        _check_number("Guidance", self.guidance_scale, 0, MAX_GUIDANCE)
+            what = f"The strength of “{name:.64}”"
+            _check_number("adapters", what, strength, -MAX_STRENGTH, MAX_STRENGTH)
+        _check_whole("steps", "The number of steps", self.steps, 1, limits.max_steps)
+        _check_number("guidance", "Guidance", self.guidance_scale, 0, MAX_GUIDANCE)
         for label, side in (("width", self.width), ("height", self.height)):
-            _check_whole(f"The {label}", side, 2 * SIDE_MULTIPLE, limits.max_side)
+            _check_whole(label, f"The {label}", side, 2 * SIDE_MULTIPLE, limits.max_side)
             if side % SIDE_MULTIPLE:
                 raise SettingError(
-                    f"The {label} must be a multiple of {SIDE_MULTIPLE}, not {side}."
+                    f"The {label} must be a multiple of {SIDE_MULTIPLE}, not {side}.", label
                 )
         if not isinstance(self.scheduler, str) or self.scheduler not in SCHEDULERS:
-            raise SettingError(f"The scheduler must be one of {', '.join(SCHEDULERS)}.")
-        _check_whole("The seed", self.seed, 0, MAX_SEED)
+            raise SettingError(
+                f"The scheduler must be one of {', '.join(SCHEDULERS)}.", "scheduler"
+            )
+        _check_whole("seed", "The seed", self.seed, 0, MAX_SEED)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], limits: Limits) -> PictureSettings:
@@ -109,7 +114,7 @@ def variations(settings: PictureSettings, count: int, limits: Limits) -> list[Pi
     Raises:
         SettingError: there are too many, or a setting cannot be used.
     """
-    _check_whole("The number of pictures", count, 1, limits.max_images)
+    _check_whole("count", "The number of pictures", count, 1, limits.max_images)
     settings.check(limits)
     return [replace(settings, seed=(settings.seed + i) % (MAX_SEED + 1)) for i in range(count)]
 
@@ -133,16 +138,16 @@ def _is_text(value: object) -> bool:
     return True
 
 
-def _check_whole(what: str, value: object, low: int, high: int) -> None:
+def _check_whole(place: str, what: str, value: object, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise SettingError(f"{what} must be a whole number from {low} to {high}.")
+        raise SettingError(f"{what} must be a whole number from {low} to {high}.", place)
 
 
-def _check_number(what: str, value: object, low: float, high: float) -> None:
+def _check_number(place: str, what: str, value: object, low: float, high: float) -> None:
     if (
         not isinstance(value, int | float)
         or isinstance(value, bool)
         or not math.isfinite(value)
         or not low <= value <= high
     ):
-        raise SettingError(f"{what} must be a number from {low:g} to {high:g}.")
+        raise SettingError(f"{what} must be a number from {low:g} to {high:g}.", place)

@@ -23,6 +23,7 @@ from svfit_diffusion.training import Trainer, TrainingConfig
 from svfit_diffusion.training.class_images import generate_class_images
 from svfit_diffusion.training.keeping import save_somewhere
 from svfit_diffusion.training.preparation import DEFAULT_STEPS
+from svfit_diffusion.training.threads import leave_busy_cores
 
 from .base_model import BaseModel
 from .errors import LibraryError, public_reason
@@ -102,6 +103,7 @@ class TrainingJob:
     def run(self) -> None:
         """Train, to the end or until it is stopped; errors become the status."""
         self._show(stage=Stage.PREPARING, message="Getting ready.")
+        leave_busy_cores()
         try:
             with acting_as(self.visitor):
                 self._train()

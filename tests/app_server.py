@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -61,6 +62,13 @@ def write_random_adapter(
     written = pipe.save_svfit_weights(path.parent / "written")
     path.parent.mkdir(parents=True, exist_ok=True)
     return written.replace(path)
+
+
+def wait_for_trainings() -> None:
+    """Wait until no training runs or waits, of any app of this process."""
+    for thread in threading.enumerate():
+        if thread.name == "trainings":
+            thread.join(LONG / 1000)
 
 
 def free_port() -> int:

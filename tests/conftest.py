@@ -9,6 +9,8 @@ from pathlib import Path
 # Read by huggingface_hub when it is first imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Sums in one order, whatever else the machine computes; read by torch when it is first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import tiny

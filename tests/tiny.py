@@ -130,6 +130,14 @@ def make_tiny_consistency_pipeline() -> LatentConsistencyModelPipeline:
     return LatentConsistencyModelPipeline(**parts, requires_safety_checker=False)
 
 
+def save_without_weights(pipe: Any, folder: Path) -> Path:
+    """Save a pipeline in `folder`, all of it but the weights, and return the folder."""
+    pipe.save_pretrained(folder)
+    for file in folder.rglob("*.safetensors*"):
+        file.unlink()
+    return folder
+
+
 def save_tiny_pipeline(folder: Path, seed: int = 0) -> Path:
     """Save `make_tiny_pipeline(seed)` in `folder`, for `from_pretrained`, and return the folder."""
     make_tiny_pipeline(seed).save_pretrained(folder)

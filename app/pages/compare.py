@@ -44,6 +44,13 @@ _HINTS = {
     AxisKind.STEPS: "Whole numbers with commas between them.",
 }
 
+_IN_WORDS = """(prompt, x, xs, y, ys) => {
+  const axis = (place, kind, values) =>
+    kind === "nothing" ? "" : `; ${place}: ${kind} ${values}`;
+  const axes = axis("columns", x, xs) + axis("rows", y, ys);
+  svfit.describe("compare-grid", `Comparison of ${prompt}${axes}`);
+}"""
+
 
 @dataclass(frozen=True)
 class _AxisFields:
@@ -199,6 +206,13 @@ def _wire_drawing(services: Services, parts: _Parts) -> None:
     )
     gr.Button(visible=False).click(for_programs(draw), asked, given, api_name="compare", **options)
     watch(running, parts.halt, parts.line)
+    parts.grid.change(
+        None,
+        [parts.prompt, parts.x.kind, parts.x.values, parts.y.kind, parts.y.values],
+        None,
+        js=_IN_WORDS,
+        api_visibility="private",
+    )
 
 
 def _wire_suggestions(parts: _Parts) -> None:

@@ -33,11 +33,19 @@ def build_exports(services: Services, adapter_: gr.Dropdown) -> None:
     forms = [form for form in Form if form is not Form.CHECKPOINT or _has_checkpoints(services)]
     with gr.Row():
         file = gr.DownloadButton(
-            "Adapter file", interactive=False, min_width=140, elem_id="inspect-download"
+            "Adapter file",
+            size="sm",
+            interactive=False,
+            min_width=140,
+            elem_id="inspect-download",
         )
         buttons = {
             form: gr.Button(
-                _BUTTONS[form], interactive=False, min_width=140, elem_id=f"inspect-{form.value}"
+                _BUTTONS[form],
+                size="sm",
+                interactive=False,
+                min_width=140,
+                elem_id=f"inspect-{form.value}",
             )
             for form in forms
         }

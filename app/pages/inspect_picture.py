@@ -34,6 +34,7 @@ def build_picture(services: Services, tab: gr.Tab) -> None:
         upload = gr.UploadButton(
             "Use a picture of yours",
             file_types=["image"],
+            size="sm",
             scale=0,
             min_width=200,
             elem_id="inspect-upload",

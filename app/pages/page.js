@@ -1,4 +1,5 @@
-/* What pages do beyond Gradio: problems in place, not in toasts; arrow keys between tabs. */
+/* What pages do beyond Gradio: problems in place, not in toasts; arrow keys between tabs; words for
+   pictures. */
 window.svfit = (() => {
   const soon = () => new Promise(seen => requestAnimationFrame(() => requestAnimationFrame(seen)));
 
@@ -98,5 +99,12 @@ window.svfit = (() => {
     }
   }).observe(document.documentElement, {childList: true, subtree: true});
 
-  return {mark};
+  /** Say in words what a picture shows, for Gradio has no words for it. */
+  async function describe(id, text) {
+    await soon();
+    const picture = document.querySelector(`#${id} img`);
+    if (picture) picture.alt = text;
+  }
+
+  return {describe, mark};
 })();

@@ -13,8 +13,12 @@ import gradio as gr
 from ..photo_shelf import PhotoShelf
 from ..photos import CroppedPhoto, Refusal, take_in
 from ..services import Services
+from ..settings import SAMPLES
 from .photo_editor import build_editor, edited, tile, wire_editor
 from .problems import explaining, problem_place
+
+_SAMPLE_PHOTOS = [str(path) for path in sorted((SAMPLES / "subjects" / "school_bus").glob("*.png"))]
+"""For who has none at hand; an installed package brings none either."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class PhotoDrop:
     Attributes:
         drop: where files are dropped.
         photos: those taken in, a list of `CroppedPhoto`.
+        tiles: their squares.
         key: a `PhotoShelf` key, kept in the browser.
         describe: writes the captions of all photos; None where no model is at hand.
         shown: all that follows from `photos`, to be set by `show`.
@@ -32,16 +37,18 @@ class PhotoDrop:
 
     drop: gr.File
     photos: gr.State
+    tiles: gr.Gallery
     key: gr.BrowserState
     describe: gr.Button | None
     shown: list[Any]
     shelf: PhotoShelf
 
     def show(self, photos: list[CroppedPhoto], chosen: int = 0) -> tuple[Any, ...]:
-        """Values of `shown`: photos, tiles, editor, frame, sliders, caption."""
+        """Values of `shown`: photos, offer, tiles, editor, frame, sliders, caption."""
+        offer = gr.update(visible=bool(_SAMPLE_PHOTOS) and not photos)
         tiles = gr.update(value=[tile(photo) for photo in photos], visible=bool(photos))
         edits = edited(photos, chosen) if photos else (gr.skip(),) * 5
-        return photos, tiles, gr.update(visible=bool(photos)), *edits
+        return photos, offer, tiles, gr.update(visible=bool(photos)), *edits
 
     def restore(self, load: Callable[..., Any]) -> None:
         """Bring back what the visitor dropped before the page was loaded."""
@@ -81,9 +88,15 @@ def photo_drop(services: Services, key_: gr.BrowserState) -> PhotoDrop:
         height=150,
         elem_id="train-drop",
     )
+    offer = gr.Button(
+        "No photos at hand? Take these of a bus",
+        size="sm",
+        visible=bool(_SAMPLE_PHOTOS),
+        elem_id="train-sample-photos",
+    )
     refused = gr.HTML(visible=False, elem_id="train-refused")
     tiles = gr.Gallery(
-        label="Squares to learn; choose one to move it or to caption it",
+        label="Squares to learn; choose one to edit it",
         format="png",
         columns=4,
         height="auto",
@@ -99,13 +112,14 @@ def photo_drop(services: Services, key_: gr.BrowserState) -> PhotoDrop:
     problem = problem_place("train", "photo-problem")
     shown: list[Any] = [
         photos_,
+        offer,
         tiles,
         editor.column,
         editor.frame,
         *editor.crop,
         editor.caption,
     ]
-    dropped = PhotoDrop(drop, photos_, key_, editor.describe, shown, shelf)
+    dropped = PhotoDrop(drop, photos_, tiles, key_, editor.describe, shown, shelf)
 
     def take(files: list[str], photos: list[CroppedPhoto], key: object) -> tuple[Any, ...]:
         new, refusals = take_in([Path(file) for file in files], limits, len(photos))
@@ -114,15 +128,13 @@ def photo_drop(services: Services, key_: gr.BrowserState) -> PhotoDrop:
         first = max(0, len(photos) - len(new))
         return None, _refused(refusals), *dropped.show(photos, first)
 
-    explaining(
-        drop.upload,
-        take,
-        [drop, photos_, key_],
-        [drop, refused, *shown],
-        problem,
-        concurrency_id="photos",
-        concurrency_limit=2,
-    )
+    def take_sample(photos: list[CroppedPhoto], key: object) -> tuple[Any, ...]:
+        return take(_SAMPLE_PHOTOS, photos, key)
+
+    taken = [drop, refused, *shown]
+    shared: dict[str, Any] = {"concurrency_id": "photos", "concurrency_limit": 2}
+    explaining(drop.upload, take, [drop, photos_, key_], taken, problem, **shared)
+    explaining(offer.click, take_sample, [photos_, key_], taken, problem, **shared)
     wire_editor(dropped, editor, tiles, problem)
     return dropped
 

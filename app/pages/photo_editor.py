@@ -59,8 +59,8 @@ def build_editor(services: Services) -> PhotoEditor:
             )
         with gr.Row():
             crop = [
-                _slider("Left to right", 0, 1, 0.5, "x"),
-                _slider("Top to bottom", 0, 1, 0.5, "y"),
+                _slider("Left–right", 0, 1, 0.5, "x"),
+                _slider("Up–down", 0, 1, 0.5, "y"),
                 _slider("Zoom", 1, MAX_ZOOM, 1, "zoom"),
             ]
         remove = gr.Button("Remove this photo", size="sm", elem_id="train-remove")
@@ -74,7 +74,7 @@ def _slider(label: str, low: float, high: float, value: float, name: str) -> gr.
         value=value,
         step=0.01,
         label=label,
-        min_width=100,
+        min_width=80,
         elem_id=f"train-crop-{name}",
     )
 

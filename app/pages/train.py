@@ -6,6 +6,7 @@ which page started it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,10 @@ from .training_view import IDLE, TrainingView, build_view, line
 from .your_adapters import your_adapters
 
 _POLL_SECONDS = 1.0
+
+# Photos that have come since mend a lack of them.
+_PHOTOS_CAME = f"""(problem, line) =>
+  problem.includes('data-field="drop"') ? ["", {json.dumps(status(IDLE))}] : [problem, line]"""
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,8 @@ def _wire_start(
         line=actions.line,
         show_progress="hidden",
     )
+    said_ = [problem, actions.line]
+    dropped.tiles.change(None, said_, said_, js=_PHOTOS_CAME, api_visibility="private")
     explaining(
         actions.halt.click,
         stop,

@@ -80,8 +80,8 @@ def compute(
 ) -> None:
     """Compute ahead what training on a base, and loading adapters of it, would compute."""
     from svfit_diffusion.adapters.base_weights import weights_of_models
+    from svfit_diffusion.adapters.config import SVFitConfig
     from svfit_diffusion.families import family_of
-    from svfit_diffusion.spectrum.basis import full_rank
     from svfit_diffusion.spectrum.basis_file import basis_path
     from svfit_diffusion.spectrum.cache import (
         bytes_known,
@@ -89,21 +89,28 @@ def compute(
         load_bases,
         missing_bases,
     )
-    from svfit_diffusion.spectrum.rank import check_rank_fits, parse_rank
+    from svfit_diffusion.spectrum.rank import parse_rank
     from svfit_diffusion.spectrum.room import require_room
     from svfit_diffusion.spectrum.stored import size_of
     from svfit_diffusion.training.base import load_base
     from svfit_diffusion.training.checks import trained_text_encoders
+    from svfit_diffusion.training.layers import planned_layers
+    from svfit_diffusion.training.skeleton import skeleton_if_told
+
+    def models_of_training(pipe: Any) -> dict[str, Any]:
+        family = family_of(pipe)
+        trained = [family.denoiser, *trained_text_encoders(family, train_text_encoder)]
+        return {name: getattr(pipe, name) for name in trained}
 
     place, wanted = device_named(device, float64=True), parse_rank(rank)
-    pipe = load_base(base_of(base, revision, variant))
-    family = family_of(pipe)
-    trained = [family.denoiser, *trained_text_encoders(family, train_text_encoder)]
-    models = {name: getattr(pipe, name) for name in trained}
-    weights = weights_of_models(models, tuple(target or ["attention"]))
-    if isinstance(wanted, int):
-        for path, weight in weights.weights.items():
-            check_rank_fits(wanted, full_rank(weight), path)
+    source = base_of(base, revision, variant)
+    targets = tuple(target or ["attention"])
+    models: dict[str, Any] = {}
+    for load in (skeleton_if_told, load_base):  # what cannot be is said before weights are read
+        if pipe := load(source):
+            models = models_of_training(pipe)
+            planned_layers(models, SVFitConfig(wanted, targets))
+    weights = weights_of_models(models, targets)
     missing = missing_bases(weights, wanted)
     folder = cache_directory()
     require_room(folder, bytes_known(missing, wanted))

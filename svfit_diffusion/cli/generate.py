@@ -66,6 +66,7 @@ def generate(
 ) -> None:
     """Draw pictures from prompts, with adapters at strengths."""
     from svfit_diffusion.training.base import load_base
+    from svfit_diffusion.training.skeleton import skeleton_if_told
 
     place = device_named(device)
     strengths = _strengths(adapter or [])
@@ -73,10 +74,12 @@ def generate(
     for file in files:
         refuse_existing(file, overwrite)
     adapters = {source: read(source) for source in strengths}
-    pipe = load_base(base_of(base, revision, variant, list(adapters.values())))
-    arguments = _arguments(pipe, height, width, num_inference_steps, guidance_scale)
-    if negative_prompt is not None:
-        arguments["negative_prompt"] = negative_prompt
+    source = base_of(base, revision, variant, list(adapters.values()))
+    asked = (height, width, num_inference_steps, guidance_scale, negative_prompt)
+    if bare := skeleton_if_told(source):
+        _arguments(bare, *asked)  # what it cannot take is said before it is loaded
+    pipe = load_base(source)
+    arguments = _arguments(pipe, *asked)
     _put(pipe, adapters, strengths, ignore_base_mismatch)
     pipe.to(place, dtype.torch)
     rows = [
@@ -109,14 +112,37 @@ def _files(output: Path, count: int) -> list[Path]:
 
 
 def _arguments(
-    pipe: Any, height: int | None, width: int | None, steps: int | None, guidance: float | None
+    pipe: Any,
+    height: int | None,
+    width: int | None,
+    steps: int | None,
+    guidance: float | None,
+    negative_prompt: str | None,
 ) -> dict[str, Any]:
-    """Arguments of the pipeline's call, all but prompt and generator."""
+    """Arguments of the pipeline's call, all but prompt and generator.
+
+    Raises:
+        ConfigError: it cannot take one.
+    """
     from svfit_diffusion.families import family_of
+    from svfit_diffusion.serving.drawing import Drawing
 
     family = family_of(pipe)
     size = (height or family.native_size, width or family.native_size)
-    return family.generation_arguments(size, steps, guidance)
+    multiple = Drawing(pipe).size_multiple
+    for name, side in zip(("height", "width"), size, strict=True):
+        if side < 1 or side % multiple:
+            raise ConfigError(
+                f"{name} {side} does not fit this base model; use a multiple of {multiple}"
+            )
+    arguments = family.generation_arguments(size, steps, guidance)
+    if negative_prompt is None:
+        return arguments
+    if not family.sampling.negative_prompt:
+        raise ConfigError(
+            f"a {type(pipe).__name__} takes no negative prompt; leave out --negative_prompt"
+        )
+    return arguments | {"negative_prompt": negative_prompt}
 
 
 def _put(

@@ -6,9 +6,9 @@ import time
 
 import torch
 
-from svfit_diffusion.planning.layers import PlannedLayer, PlannedLayers
 from svfit_diffusion.spectrum.leading import is_partial
 from svfit_diffusion.spectrum.solver import solve
+from svfit_diffusion.training.layers import PlannedLayer, PlannedLayers
 
 _PROBE = PlannedLayer(512, 512, 512)
 _LEADING_PROBE = PlannedLayer(1280, 1280, 32)

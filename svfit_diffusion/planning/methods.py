@@ -17,8 +17,8 @@ from svfit_diffusion.adapters.live import LiveProjection
 from svfit_diffusion.adapters.patches import Patches
 from svfit_diffusion.adapters.targets import shiftable_layers
 from svfit_diffusion.planning.hollow import Hollow
-from svfit_diffusion.planning.layers import PlannedLayer
 from svfit_diffusion.spectrum.basis import Basis
+from svfit_diffusion.training.layers import PlannedLayer
 
 _NAME = "subject"
 _ANY = "quantised"

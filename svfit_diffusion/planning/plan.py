@@ -16,7 +16,6 @@ from svfit_diffusion.families import Family, family_of
 from svfit_diffusion.planning import sizes
 from svfit_diffusion.planning.duration import first_load_seconds
 from svfit_diffusion.planning.hollow import recompute_unchecked
-from svfit_diffusion.planning.layers import PlannedLayers, planned_layers
 from svfit_diffusion.planning.methods import (
     Method,
     can_lora,
@@ -26,13 +25,13 @@ from svfit_diffusion.planning.methods import (
     svfit_on_quantised,
 )
 from svfit_diffusion.planning.quantised import quantised_bytes
-from svfit_diffusion.planning.skeleton import skeleton
 from svfit_diffusion.planning.step import StepMemory, StepSetting, step_memory
 from svfit_diffusion.training import checks
-from svfit_diffusion.training.budget import check_budget
 from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.freezing import PRECISIONS, freeze
+from svfit_diffusion.training.layers import PlannedLayers, layers_to_train, value_count
 from svfit_diffusion.training.quantization import quantization_named
+from svfit_diffusion.training.skeleton import skeleton
 
 LORA_RANKS = (8, 16)
 _ANY_PROMPT = "a photo of sks dog"
@@ -146,19 +145,12 @@ def make_plan(
     """
     family = family_of(skeleton(config.source))
     precision = config.mixed_precision or "no"
-    family.check()
-    checks.check_precision(family, precision)
-    checks.check_checkpointing(family, config.gradient_checkpointing)
+    encoders = checks.check_fit(family, config, precision)
     wanted = resolutions or (config.resolution,)
     sides = [checks.training_resolution(family, side) for side in wanted]
-    encoders = checks.trained_text_encoders(family, config.train_text_encoder)
-    components = [family.denoiser, *encoders]
     parts = family.pipe.components
     models = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
-    layers = planned_layers({name: models[name] for name in components}, config.svfit)
-    values = sizes.value_count(layers)
-    if config.budget:
-        check_budget(config.budget, values)
+    layers = layers_to_train(family, encoders, config)
     counts = {name: _count(model) for name, model in models.items()}
     cores = torch.get_num_threads()
     quantization = config.quantization or ""
@@ -177,7 +169,7 @@ def make_plan(
         layers={component: len(own) for component, own in layers.items()},
         rank=config.rank,
         at_most=isinstance(config.svfit.rank, float) and config.svfit.rank < 1,
-        values=values,
+        values=value_count(layers),
         budget=config.budget,
         adapter_bytes=sizes.adapter_bytes(config, layers),
         basis_bytes=sizes.bases_bytes(layers),
@@ -191,7 +183,7 @@ def make_plan(
         quantization=quantization,
         gradient_checkpointing=config.gradient_checkpointing,
         before_bytes=sum(before.values()),
-        before_bytes_offloaded=sum(before[name] for name in components),
+        before_bytes_offloaded=sum(before[name] for name in layers),
         steps=_steps(
             family,
             _step_setting(config, family, encoders, quantization),

@@ -10,20 +10,15 @@ import safetensors.torch
 import torch
 
 from svfit_diffusion.files.adapter import Adapter, state_dict
-from svfit_diffusion.planning.layers import PlannedLayers
 from svfit_diffusion.spectrum.basis_file import basis_bytes
 from svfit_diffusion.spectrum.sketch import PROBES
 from svfit_diffusion.training.config import TrainingConfig
+from svfit_diffusion.training.layers import PlannedLayers, value_count
 from svfit_diffusion.training.metadata import adapter_metadata
 
 _DIGEST = "0" * 64
 _ITEM_BYTES = {"F32": 4, "F16": 2}
 _ANY_SEED = 2**30  # of as many digits as most
-
-
-def value_count(layers: PlannedLayers) -> int:
-    """Trained values in all layers."""
-    return sum(layer.rank for own in layers.values() for layer in own.values())
 
 
 def adapter_bytes(config: TrainingConfig, layers: PlannedLayers) -> int:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from svfit_diffusion.families import Family, NoiseSettings, PhotoSize
 from svfit_diffusion.planning.hollow import Hollow
-from svfit_diffusion.planning.layers import PlannedLayers
 from svfit_diffusion.planning.ledger import Ledger
 from svfit_diffusion.planning.methods import Method
 from svfit_diffusion.planning.quantised import dense_bytes, quantised_bytes
 from svfit_diffusion.training.batches import Batch
 from svfit_diffusion.training.freezing import PRECISIONS
+from svfit_diffusion.training.layers import PlannedLayers
 from svfit_diffusion.training.objective import Objective
 
 _STATE = 3 * 4

@@ -4,6 +4,41 @@ from __future__ import annotations
 
 from svfit_diffusion.errors import ConfigError
 from svfit_diffusion.families import Family
+from svfit_diffusion.training.config import TrainingConfig
+
+
+def check_fit(
+    family: Family, config: TrainingConfig, precision: str, *, edits: bool = False
+) -> list[str]:
+    """Make sure that settings are such as a base model of this kind can be trained with.
+
+    Its configurations alone are asked, never its weights.
+
+    Args:
+        family: of the base.
+        config: the settings.
+        precision: `no`, `fp16` or `bf16`.
+        edits: whether photos have images to edit beside them.
+
+    Returns:
+        Components of the text encoders to train along.
+
+    Raises:
+        ConfigError: one is not, or the base model cannot be trained at all.
+    """
+    family.check()
+    check_precision(family, precision)
+    check_checkpointing(family, config.gradient_checkpointing)
+    trained = trained_text_encoders(family, config.train_text_encoder)
+    if config.text_encoder_lr is not None and not trained:
+        raise ConfigError(
+            f"text_encoder_lr {config.text_encoder_lr:g} is for a text encoder, and none of this "
+            f"{type(family.pipe).__name__} is trained; leave it out, or add train_text_encoder"
+        )
+    family.noise_process(config.noise)
+    training_resolution(family, config.resolution)
+    check_references(family, edits, config.with_prior_preservation)
+    return trained
 
 
 def check_precision(family: Family, precision: str) -> None:

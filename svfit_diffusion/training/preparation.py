@@ -86,12 +86,13 @@ class Preparation:
             self._say(f"Note: {advice}")
         self.seed = self._shared_seed()
         self._reference = photos[0].reference
+        edits = self._reference is not None
+        if stage:
+            checks.check_references(stage.family, edits, config.with_prior_preservation)
         self.stage = stage or Stage(
-            config, self.accelerator, pipe, show_progress=self._show_progress
+            config, self.accelerator, pipe, edits=edits, show_progress=self._show_progress
         )
         self.seconds = {} if stage else self.stage.seconds
-        edits = self._reference is not None
-        checks.check_references(self.stage.family, edits, config.with_prior_preservation)
         self.total_steps = self._total_steps(sum(photo.repeats for photo in photos))
         with contextlib.ExitStack() as undo:
             self.subject = self.stage.put_on(name, undo)

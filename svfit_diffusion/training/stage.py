@@ -14,9 +14,11 @@ from svfit_diffusion.training import checks
 from svfit_diffusion.training.base import load_base, load_quantised_base
 from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.freezing import PRECISIONS, freeze
+from svfit_diffusion.training.layers import layers_to_train
 from svfit_diffusion.training.placement import Placement
 from svfit_diffusion.training.processes import main_first
 from svfit_diffusion.training.sharding import check_shardable, shard
+from svfit_diffusion.training.skeleton import skeleton_if_told
 from svfit_diffusion.training.subject import Subject
 from svfit_diffusion.training.timing import timed
 
@@ -30,6 +32,7 @@ class Stage:
         accelerator: where training runs.
         pipe: the pipeline; loaded from the settings if not given.
         several: whether subjects are trained in one pass, each with rows of its own.
+        edits: whether photos have images to edit beside them, as far as is known.
         show_progress: show progress bars.
 
     Raises:
@@ -51,6 +54,7 @@ class Stage:
         pipe: Any,
         *,
         several: bool = False,
+        edits: bool = False,
         show_progress: bool = True,
     ) -> None:
         self._config = config
@@ -59,12 +63,12 @@ class Stage:
         self.seconds: dict[str, float] = {}
         if config.shard_base:
             check_shardable(accelerator, several=several)
+        trained = self._told_by_configurations(edits) if pipe is None else None
         with timed(self.seconds, "loading"):
             self.family = family_of(self._loaded() if pipe is None else pipe)
-        self.family.check()
-        checks.check_precision(self.family, accelerator.mixed_precision)
-        checks.check_checkpointing(self.family, config.gradient_checkpointing)
-        self._trained = checks.trained_text_encoders(self.family, config.train_text_encoder)
+        if trained is None:
+            trained = checks.check_fit(self.family, config, self._precision, edits=edits)
+        self._trained = trained
         self.process = self.family.noise_process(config.noise)
         self.resolution = checks.training_resolution(self.family, config.resolution)
         self.placement = Placement(
@@ -73,6 +77,18 @@ class Stage:
         self.owners = RowOwners() if several else None
         self._is_frozen = False
 
+    def _told_by_configurations(self, edits: bool) -> list[str] | None:
+        """Text encoders to train, once settings are known to fit the base, before it is loaded;
+        None where it has no configurations to tell.
+        """
+        bare = skeleton_if_told(self._config.source)
+        if bare is None:
+            return None
+        family = family_of(bare)
+        trained = checks.check_fit(family, self._config, self._precision, edits=edits)
+        layers_to_train(family, trained, self._config)
+        return trained
+
     def _loaded(self) -> Any:
         config = self._config
         if self._show_progress:
@@ -80,8 +96,12 @@ class Stage:
         asked = (config.quantization, config.bnb_quantization_config_path)
         if asked == (None, None):
             return load_base(config.source)
-        dtype = PRECISIONS.get(str(self._accelerator.mixed_precision), torch.float32)
+        dtype = PRECISIONS.get(self._precision, torch.float32)
         return load_quantised_base(config.source, *asked, dtype)
+
+    @property
+    def _precision(self) -> str:
+        return str(self._accelerator.mixed_precision)
 
     @property
     def components(self) -> list[str]:
@@ -121,7 +141,7 @@ class Stage:
         freeze(
             self.family,
             self._trained,
-            self._accelerator.mixed_precision,
+            self._precision,
             config.gradient_checkpointing,
             self.owners,
         )

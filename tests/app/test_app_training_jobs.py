@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from app_server import wait_for_trainings
 from PIL import Image
 
 from app.base_model import BaseModel
@@ -63,9 +64,7 @@ def settings(**changes: Any) -> TrainingConfig:
 
 def finished(jobs: TrainingJobs) -> TrainingStatus:
     """The status once the job's thread is through."""
-    for thread in threading.enumerate():
-        if thread.name == "trainings":
-            thread.join(120)
+    wait_for_trainings()
     status = jobs.status()
     assert status is not None and status.stage.is_over
     return status

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from app_server import AppServer, arrive, open_tab, write_random_adapter
+from app_server import AppServer, arrive, open_tab, wait_for_trainings, write_random_adapter
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -18,7 +18,6 @@ from PIL import Image
 from app.entrance.recognition import COOKIE
 from app.errors import AppError as OurError
 from app.errors import BusyError, LibraryError
-from app.owned_trainings import OwnedTrainings
 from app.owners import OwnedLibrary, Owners
 from app.photos import CroppedPhoto
 from app.settings import AppSettings
@@ -238,13 +237,6 @@ def _config() -> TrainingConfig:
     )
 
 
-def over(jobs: OwnedTrainings) -> None:
-    """Wait until no training runs or waits."""
-    for thread in threading.enumerate():
-        if thread.name == "trainings":
-            thread.join(120)
-
-
 def test_others_see_nothing_of_a_training_and_do_not_stop_it(
     open_house: AppServer, training_of_ann: threading.Event
 ) -> None:
@@ -265,7 +257,7 @@ def test_others_see_nothing_of_a_training_and_do_not_stop_it(
         own = jobs.status()
         assert (own.stage, own.adapter_name, len(own.photos)) == (Stage.TRAINING, "secret dog", 3)
     training_of_ann.set()
-    over(jobs)
+    wait_for_trainings()
     with acting_as(ANN):
         own = jobs.status()
         assert (own.stage, own.step) == (Stage.FINISHED, 3), "nobody has stopped it"
@@ -274,7 +266,7 @@ def test_others_see_nothing_of_a_training_and_do_not_stop_it(
         assert jobs.status().message == "Yours can begin." and "secret" not in repr(jobs.status())
         assert "secret dog" not in open_house.services.library.names()
         jobs.start("his", PHOTOS, _config())
-        over(jobs)
+        wait_for_trainings()
         assert jobs.status().adapter_name == "his"
     with acting_as(ANN):
         assert jobs.status().adapter_name == "secret dog", "one's own last stays to be seen"
@@ -302,7 +294,7 @@ def test_the_queue_is_everyones_and_each_sees_their_own(
     for run in (first, second, third):
         jobs.cancel(run)
     training_of_ann.set()
-    over(jobs)
+    wait_for_trainings()
     assert open_house.services.library.names().count("secret dog") == 1
 
 
@@ -326,7 +318,7 @@ def test_whoever_runs_the_app_stops_any_training(
     assert jobs.status().adapter_name == "secret dog"
     jobs.stop()
     training_of_ann.set()
-    over(jobs)
+    wait_for_trainings()
     with acting_as(ANN):
         assert jobs.status().stage is Stage.STOPPED
 

@@ -19,10 +19,10 @@ from svfit_diffusion.errors import ConfigError, TargetError
 from svfit_diffusion.planning import Plan, make_plan
 from svfit_diffusion.planning import plan as plan_module
 from svfit_diffusion.planning.duration import _work
-from svfit_diffusion.planning.layers import PlannedLayer
 from svfit_diffusion.planning.methods import svfit
 from svfit_diffusion.planning.sizes import bases_bytes
 from svfit_diffusion.training import Trainer, TrainingConfig
+from svfit_diffusion.training.layers import PlannedLayer
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "cli"))
 from command import done, refused

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
@@ -15,6 +15,7 @@ from svfit_diffusion.training import threads
 def _four_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.get_num_threads()
     monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr(threads, "_MOST", 4)
     for name in threads._CHOSEN:
         monkeypatch.delenv(name, raising=False)
     torch.set_num_threads(4)
@@ -22,24 +23,49 @@ def _four_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let the machine be so busy: per cent of all cores, and what of it is ours, of one."""
+
+    def set_to(everyone: float, own: float = 0.0) -> None:
+        monkeypatch.setattr(psutil, "cpu_percent", lambda interval: everyone)
+        monkeypatch.setattr(psutil.Process, "cpu_percent", lambda process: own)
+
+    return set_to
+
+
 @pytest.mark.parametrize(
     ("percent", "expected"), [(0.0, 4), (6.0, 4), (25.0, 3), (60.0, 2), (100.0, 1)]
 )
-def test_as_many_as_others_leave(
-    percent: float, expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(psutil, "cpu_percent", lambda interval: percent)
+def test_as_many_as_others_leave(percent: float, expected: int, load: Callable[..., None]) -> None:
+    load(percent)
     assert threads.leave_busy_cores() == expected
     assert torch.get_num_threads() == expected
 
 
-def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(psutil, "cpu_percent", lambda interval: 100.0)
+def test_what_this_process_computes_itself_is_no_others(load: Callable[..., None]) -> None:
+    load(75.0, own=200.0)  # three cores, two of which are ours
+    assert threads.leave_busy_cores() == 3
+
+
+def test_all_again_once_others_have_ended(load: Callable[..., None]) -> None:
+    load(100.0)
+    assert threads.leave_busy_cores() == 1
+    load(0.0)
+    assert threads.leave_busy_cores() == torch.get_num_threads() == 4
+
+
+def test_what_the_user_has_set_stays(
+    monkeypatch: pytest.MonkeyPatch, load: Callable[..., None]
+) -> None:
+    load(100.0)
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     assert threads.leave_busy_cores() == torch.get_num_threads() == 4
 
 
-def test_fewer_threads_than_are_free_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(2)
-    monkeypatch.setattr(psutil, "cpu_percent", lambda interval: 30.0)
+def test_fewer_threads_than_are_free_stay(
+    monkeypatch: pytest.MonkeyPatch, load: Callable[..., None]
+) -> None:
+    monkeypatch.setattr(threads, "_MOST", 2)
+    load(30.0)
     assert threads.leave_busy_cores() == 2

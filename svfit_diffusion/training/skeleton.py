@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import diffusers
 from accelerate import init_empty_weights
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from torch import nn
 
 from svfit_diffusion.errors import ConfigError
@@ -30,7 +32,7 @@ def skeleton(source: BaseSource) -> Any:
     name = source.name
     if Path(name).suffix in _SINGLE_FILES:
         raise ConfigError(
-            f"{name} is a single file, and a plan is made from configurations: name the folder or "
+            f"{name} is a single file, and this is told from configurations: name the folder or "
             f"the hub id of its pipeline"
         )
     try:
@@ -41,15 +43,37 @@ def skeleton(source: BaseSource) -> Any:
             if _is_model(entry)
         }
         missing = {c: None for c, entry in index.items() if _is_absent(entry)}
-        diffusers.utils.logging.disable_progress_bar()
-        return DiffusionPipeline.from_pretrained(
-            name, revision=source.revision, **models, **missing
-        )
-    except (OSError, ValueError, ImportError, KeyError) as error:
+        with _silence():
+            return DiffusionPipeline.from_pretrained(
+                name, revision=source.revision, **models, **missing
+            )
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, TypeError) as error:
         raise ConfigError(
             f"{name!r} is not the folder or hub id of a pipeline with its configurations "
             f"(model_index.json, and config.json of each model): {error}"
         ) from error
+
+
+def skeleton_if_told(source: BaseSource) -> Any | None:
+    """The base's `skeleton`, to check settings on before weights are read; None where it is a
+    single file, or nothing that has one: loading it then says what is wrong.
+    """
+    try:
+        return skeleton(source)
+    except ConfigError:
+        return None
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """No progress bar of diffusers."""
+    shown = diffusers_logging.is_progress_bar_enabled()
+    diffusers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            diffusers_logging.enable_progress_bar()
 
 
 def _is_model(entry: Any) -> bool:

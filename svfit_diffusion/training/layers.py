@@ -1,15 +1,19 @@
-"""The layers that an adapter would train, counted by the code that trains them."""
+"""The layers that a training would shift, told from models that need not have their weights."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from svfit_diffusion.adapters.config import SVFitConfig
 from svfit_diffusion.adapters.targets import select_targets
+from svfit_diffusion.families import Family
 from svfit_diffusion.spectrum.basis import matrix_shape
 from svfit_diffusion.spectrum.rank import check_rank_fits
+from svfit_diffusion.training.budget import check_budget
+from svfit_diffusion.training.config import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,26 @@ def planned_layers(models: dict[str, nn.Module], config: SVFitConfig) -> Planned
         ConfigError: the rank exceeds a weight's number of singular values.
     """
     return {component: _layers(model, config) for component, model in models.items()}
+
+
+def layers_to_train(
+    family: Family, trained_encoders: Sequence[str], config: TrainingConfig
+) -> PlannedLayers:
+    """The layers that a training of a family's pipeline would shift.
+
+    Raises:
+        TargetError, ConfigError: as `planned_layers`, or the budget exceeds all values.
+    """
+    components = [family.denoiser, *trained_encoders]
+    layers = planned_layers({name: getattr(family.pipe, name) for name in components}, config.svfit)
+    if config.budget:
+        check_budget(config.budget, value_count(layers))
+    return layers
+
+
+def value_count(layers: PlannedLayers) -> int:
+    """Trained values in all layers."""
+    return sum(layer.rank for own in layers.values() for layer in own.values())
 
 
 def _layers(model: nn.Module, config: SVFitConfig) -> dict[str, PlannedLayer]:
