@@ -19,6 +19,7 @@ from .login import LoginPatience
 from .places import Places
 from .recognition import Recognition
 from .routes import RouteGate
+from .sessions import Sessions
 
 
 def guarded(app: ASGIApp, hosts: KnownHosts, settings: AppSettings, limits: Limits) -> ASGIApp:
@@ -31,6 +32,7 @@ def guarded(app: ASGIApp, hosts: KnownHosts, settings: AppSettings, limits: Limi
         limits: what a visitor may send.
     """
     app = Listening(app)
+    app = Sessions(app)
     app = LinkGate(app)
     app = Places(app, limits)
     app = BodyBounds(app, limits)
