@@ -28,7 +28,8 @@ def serve(
         typer.Option(
             "--api_key",
             envvar="SVFIT_API_KEY",
-            help="A key that requests must bring; several may be given. Default: everyone may ask.",
+            help="A key that requests must bring, of 16 characters or more; several may be given. "
+            "Default: everyone may ask.",
         ),
     ] = None,
     address: Annotated[
