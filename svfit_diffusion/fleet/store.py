@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,21 @@ def _record(name: str, text: bytes) -> dict[str, Any]:
         record = parse_json(text.decode())
     except ValueError as error:
         raise StorageError(f"{_FINISHED}/{name}.json is no record of a fleet: {error}") from None
-    if not isinstance(record, dict):
-        raise StorageError(f"{_FINISHED}/{name}.json is no record of a fleet; remove it")
+    if not isinstance(record, dict) or not all(fits(record.get(key)) for key, fits in _RECORD):
+        raise StorageError(
+            f"{_FINISHED}/{name}.json is no record of a fleet; remove it, and {name} is trained "
+            f"again"
+        )
     return record
+
+
+def _is_amount(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
+_RECORD: tuple[tuple[str, Callable[[Any], bool]], ...] = (
+    ("steps", _is_amount),
+    ("worker_seconds", _is_amount),
+    ("settings", lambda value: isinstance(value, dict)),
+)
+"""What every record says, and what it must be."""

@@ -28,7 +28,7 @@ from svfit_diffusion.serving.line import LineLimits
 from svfit_diffusion.serving.metrics import Metrics
 from svfit_diffusion.serving.metrics_board import MetricsBoard
 from svfit_diffusion.serving.shelf import Shelf
-from svfit_diffusion.training.base import BaseSource, load_base
+from svfit_diffusion.training.base import BaseSource, load_base, unusable
 
 logger = logging.getLogger(__name__)
 
@@ -163,8 +163,8 @@ def _check_here(settings: ServeSettings) -> None:
     if not Path(name).is_file():
         try:
             DiffusionPipeline.load_config(name, revision=settings.base.revision)
-        except OSError as error:
-            raise ConfigError(f"cannot load base model {name!r}: {clipped(error)}") from error
+        except Exception as error:
+            raise unusable(name, error) from error
 
 
 def _run(serve: Any, deployment: Any) -> None:
