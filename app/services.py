@@ -18,6 +18,7 @@ from .generation import ImageGenerator
 from .library import AdapterLibrary
 from .owned_trainings import OwnedTrainings
 from .owners import OwnedLibrary, Owners
+from .passing import exports_folder
 from .settings import SAMPLES, AppSettings, Limits
 from .training_jobs import TrainingJobs
 
@@ -72,7 +73,7 @@ def build_services(settings: AppSettings, limits: Limits | None = None) -> Servi
     jobs = OwnedTrainings(base, library, settings.trainings, limits)
     album = Album(settings.pictures, limits)
     hosts = KnownHosts(settings.host, settings.allowed_host)
-    exports = Exports(settings.exports, base, limits)
+    exports = Exports(exports_folder(), base, limits)
     succession = Succession(
         lambda source: build_services(dataclasses.replace(settings, base=source), limits)
     )

@@ -142,19 +142,9 @@ class AppSettings:
         return self.outputs / "pictures"
 
     @property
-    def exports(self) -> Path:
-        """Folder of what visitors exported; they may fetch its files."""
-        return self.outputs / "exports"
-
-    @property
     def trainings(self) -> Path:
         """Folder of what trainings need and nobody is to fetch, photos above all."""
         return self.outputs / "trainings"
-
-    @property
-    def passing(self) -> Path:
-        """Folder of what is there for a day: uploads, and pictures that pages show on the way."""
-        return self.outputs / "passing"
 
 
 def is_loopback(host: str) -> bool:

@@ -64,8 +64,6 @@ new ResizeObserver(measureAgain).observe(document.documentElement);
 
 def build_app(services: Services) -> gr.Blocks:
     """All pages as one app, to be launched with `launch_settings`."""
-    # Handed out from where they lie, to all who know a path there; else Gradio copies each of them.
-    gr.set_static_paths([services.settings.pictures, services.settings.exports])
     # What pages begin with everyone sees; what is a visitor's own comes with their first request.
     for_all = nullcontext() if services.settings.is_for_one_user else acting_as(STRANGER)
     with (
@@ -124,6 +122,7 @@ def launch_settings(services: Services) -> dict[str, Any]:
         "state_session_capacity": _SESSIONS,
         "run_history": False,
         "enable_monitoring": False,
+        "allowed_paths": [str(settings.pictures.resolve())],
         # Even if it lies where files are handed out. The list of favourites names pictures.
         "blocked_paths": [
             str(path.resolve()) for path in (settings.trainings, settings.pictures / FAVOURITES)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,15 +13,15 @@ from typing import Any
 import httpx
 import pytest
 from app_server import AppServer, write_random_adapter
-from gradio_client import Client
 from PIL import Image
 from test_app_training_jobs import PHOTOS, finished, settings
+from test_entrance_sessions import events
 
 from app import passing
 from app.album import Album
 from app.base_model import BaseModel
 from app.disk import Stored, oldest
-from app.errors import BusyError, LibraryError
+from app.errors import BusyError, LibraryError, SettingError
 from app.exports import Exports, Form
 from app.owners import OwnedLibrary, Owners
 from app.picture import PictureSettings
@@ -218,10 +219,11 @@ def test_class_pictures_make_room(library: OwnedLibrary, base: BaseModel, tmp_pa
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Gradio's folder, of which it has not been told."""
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The app's folder for what passes, of which the environment says nothing."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")
-    yield tmp_path / "passing"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path.resolve() / f"svfit-app-{os.getuid()}"
 
 
 def test_what_died_with_a_process_goes_when_it_is_a_day_old(place: Path) -> None:
@@ -229,18 +231,31 @@ def test_what_died_with_a_process_goes_when_it_is_a_day_old(place: Path) -> None
         (place / name).mkdir(parents=True)
         (place / name / "photo.png").write_bytes(b"x")
         aged(place / name / "photo.png", days)
-    passing.lie_in(place)
+    passing.take_place()
     assert [path.name for path in place.iterdir()] == ["new"]
-    assert os.environ["GRADIO_TEMP_DIR"] == str(place.resolve())
-    passing.lie_in(place / "elsewhere")
-    assert os.environ["GRADIO_TEMP_DIR"] == str(place.resolve()), "as whoever runs it wants it"
+    assert os.environ["GRADIO_TEMP_DIR"] == str(place)
 
 
-def test_pictures_on_the_way_make_room_and_uploads_do_not(
+def test_the_environment_may_name_another_place(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    passing.lie_in(place)
-    monkeypatch.setattr(passing, "_SECONDS", 0)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "elsewhere"))
+    passing.take_place()
+    assert not place.exists()
+    assert passing.exports_folder() == (tmp_path / "elsewhere" / "exports").resolve()
+
+
+def test_somebody_elses_place_is_not_taken(place: Path, tmp_path: Path) -> None:
+    place.symlink_to(tmp_path)
+    with pytest.raises(SettingError, match="GRADIO_TEMP_DIR"):
+        passing.take_place()
+    place.unlink()
+    passing.take_place()
+    assert place.stat().st_mode & 0o077 == 0, "no other user looks in"
+
+
+def test_pictures_on_the_way_make_room_and_uploads_do_not(place: Path, tmp_path: Path) -> None:
+    passing.take_place()
 
     def file(folder: Path, name: str, days: float) -> str:
         folder.mkdir(exist_ok=True)
@@ -250,27 +265,32 @@ def test_pictures_on_the_way_make_room_and_uploads_do_not(
     old, new, upload = (
         file(place, name, days) for name, days in (("old", 2), ("new", 1), ("upload", 3))
     )
+    export = file(place / "exports", "export", 4)
     foreign = file(tmp_path / "elsewhere", "foreign", 4)
     blocks: Any = SimpleNamespace(
-        temp_file_sets=[{upload}, {old, new}, {foreign}, set()], upload_file_set={upload}
+        temp_file_sets=[{upload}, {old, new, export}, {foreign}, set()], upload_file_set={upload}
     )
     passing.trim(passing._shown(blocks), MEGABYTE)
-    assert [Path(path).exists() for path in (old, new, upload, foreign)] == [0, 1, 1, 1]
+    paths = (old, new, upload, export, foreign)
+    assert [Path(path).exists() for path in paths] == [False, True, True, True, True]
 
 
-def test_pictures_are_handed_out_from_where_they_lie_and_lists_are_not(
-    app_server: AppServer, tmp_path: Path
+def test_exports_are_not_copied_and_lists_of_pictures_not_handed_out(
+    app_server: AppServer,
 ) -> None:
-    client = Client(app_server.url, download_files=tmp_path, verbose=False)
-    before = {path.name for path in Path(os.environ["GRADIO_TEMP_DIR"]).rglob("*seed77-*")}
-    wanted = {"adapters": {}, "steps": 1, "width": 16, "height": 16, "seed": 77, "new_seed": False}
-    drawn = client.predict(prompt="a dog", **wanted, api_name="/generate")
-    assert Path(drawn[0][0]["image"]).is_file()
-    (kept,) = app_server.services.settings.pictures.glob("*seed77-*")
-    after = {path.name for path in Path(os.environ["GRADIO_TEMP_DIR"]).rglob("*seed77-*")}
-    assert after == before, "there is no copy"
-    app_server.services.album.toggle_favourite(kept)
-    for path, answer in ((kept, 200), (kept.parent / "favourites.json", 403)):
+    services, passed = app_server.services, Path(os.environ["GRADIO_TEMP_DIR"])
+    fns = app_server.server.get_blocks().fns
+    fn = next(number for number, fn in fns.items() if fn.api_name == "page_build")
+    with httpx.Client(base_url=app_server.url, timeout=60) as client:
+        wanted = {"data": ["rex"], "fn_index": fn, "session_hash": "exporting"}
+        client.post("gradio_api/queue/join", json=wanted)
+        assert ".safetensors" in json.dumps(events(client, "exporting"))
+    (export,) = (path for path in passed.rglob("*lora*") if path.is_file())
+    assert export.parent.parent == passing.exports_folder()
+    kept = services.album.keep(NOISE, PictureSettings("a dog"))
+    services.album.toggle_favourite(kept)
+    for path, answer in ((export, 200), (kept, 200), (kept.parent / "favourites.json", 403)):
         assert path.exists()
         got = httpx.get(f"{app_server.url}gradio_api/file={path.resolve()}")
-        assert got.status_code == answer
+        assert got.status_code == answer, path
+    kept.unlink()
