@@ -19,7 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.metrics_core import Metric
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from svfit_diffusion.errors import AdapterNameError, ConfigError
+from svfit_diffusion.errors import AdapterNameError, BusyError, ConfigError
 from svfit_diffusion.files.adapter import Adapter
 from svfit_diffusion.serving.api_errors import add_error_handlers, error_response
 from svfit_diffusion.serving.api_guard import BodyBounds, Gate, client_of
@@ -134,6 +134,10 @@ def _add_adapters(app: FastAPI, service: Service) -> None:
         file: UploadFile, name: Annotated[str, Form()]
     ) -> dict[str, Any] | JSONResponse:
         """Add an adapter that fits the base model."""
+        if (there := len(library.files())) >= service.limits.library:
+            raise BusyError(
+                f"the library has {there} adapters, as many as it may: delete one first"
+            )
         data = file.file.read()
 
         def check(adapter: Adapter) -> None:

@@ -8,6 +8,7 @@ import io
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +285,18 @@ def test_a_site_whose_name_points_here_reads_nothing(
 def test_a_length_that_is_none_does_no_harm(refusing: TestClient, said: str) -> None:
     answer = refusing.post(GENERATIONS, content=b"{}", headers=[("content-length", said.encode())])
     assert answer.status_code in (400, 413)
+
+
+def test_a_library_takes_in_so_many(
+    service: Service, adapter_bytes: Callable[[Any], bytes]
+) -> None:
+    full = replace(service, limits=replace(service.limits, library=len(NAMES) + 1))
+    data = adapter_bytes(make_adapter(0))
+    with TestClient(create_app(full)) as client:
+        assert upload(client, "last", data).status_code == 200
+        assert "delete one first" in problem(upload(client, "more", data), 429)["message"]
+        client.delete("/v1/adapters/last")
+        assert upload(client, "more", data).status_code == 200
 
 
 def test_pages_of_other_sites_change_nothing_where_everyone_may_ask(
