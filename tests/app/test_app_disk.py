@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 from app_server import AppServer, write_random_adapter
+from gradio_client import Client
+from gradio_client.exceptions import AppError
 from PIL import Image
 from test_app_training_jobs import PHOTOS, finished, settings
 from test_entrance_sessions import events
@@ -294,3 +296,27 @@ def test_exports_are_not_copied_and_lists_of_pictures_not_handed_out(
         got = httpx.get(f"{app_server.url}gradio_api/file={path.resolve()}")
         assert got.status_code == answer, path
     kept.unlink()
+
+
+def test_room_is_made_before_anything_is_drawn(
+    app_server: AppServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def make_room(album: Album, pixels: int) -> int:
+        asked.append(pixels)
+        if len(asked) > 1:
+            raise BusyError("no room for more pictures")
+        return 2
+
+    monkeypatch.setattr(Album, "make_room", make_room)
+    client = Client(app_server.url, download_files=tmp_path, verbose=False)
+    wanted = {"prompt": "a dog", "adapters": {}, "steps": 1, "width": 16, "height": 16}
+    drawn = client.predict(**wanted, count=2, api_name="/generate")
+    assert "its 2 oldest pictures, favourites apart, made room" in drawn[1]
+    assert asked == [2 * 16 * 16]
+    axes = {"x_kind": "seed", "x_values": "1, 2", "y_kind": "nothing", "y_values": ""}
+    with pytest.raises(AppError, match="no room for more pictures"):
+        client.predict(**wanted, api_name="/generate")
+    with pytest.raises(AppError, match="no room for more pictures"):
+        client.predict(**wanted | axes, api_name="/compare")
