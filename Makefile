@@ -30,7 +30,7 @@ demo: $(VENV)/core
 	    --validation_steps=1000 --num_validation_images=3 \
 	    --guidance_scale=2 --sample_batch_size=16 --seed=0 --output_dir=$(OUTPUT) --overwrite
 
-# Options of `python -m app`, such as ARGS="--port 8000".
+# Options of `make app`, such as ARGS="--port 8000", and of `make robustness`.
 ARGS ?=
 
 app: $(VENV)/app
@@ -60,9 +60,10 @@ fuzz: $(VENV)/test
 	        tests/fuzz tests/spectrum/test_properties.py || exit 1; \
 	done
 
-# How many damaged files and kills were tried, and what was lost.
+# How many damaged files and kills were tried, and what was lost; ARGS="--adapters 10000 --cachefiles 1400"
+# tries as many as the first report did.
 robustness: $(VENV)/test
-	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/figures.py
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/figures.py $(ARGS)
 
 # The wheel, installed into an environment of its own and used there.
 wheel: $(VENV)/test

@@ -21,6 +21,7 @@ from svfit_diffusion.training.flags import FlagParser
 
 from .log_lines import errors_logged, start_log
 from .pages.layout import build_app, launch_settings
+from .passing import take_place
 from .services import Services, build_services
 from .settings import AppSettings, Limits
 
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m app") ->
         settings, limits = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
         if settings.device == "cpu":
             os.environ["ACCELERATE_USE_CPU"] = "1"  # for trainings
+        take_place()
         services = build_services(settings, limits)
         with errors_logged():
             _serve(services)

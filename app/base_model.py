@@ -52,6 +52,13 @@ class BaseModel:
             model.requires_grad_(False).eval()
         self._pipe.to(self.device)
 
+    @property
+    def weight_bytes(self) -> int:
+        """What its weights take."""
+        return sum(
+            parameter.nbytes for model in _models(self._pipe) for parameter in model.parameters()
+        )
+
     def view(self) -> Any:
         """A pipeline of one's own, of the base's class, over the same weights.
 

@@ -202,6 +202,11 @@ def compare(
         yield ComparisonProgress(done, len(wanted), step, steps, grid)
 
 
+def grid_pixels(x: Axis, y: Axis, limits: Limits) -> int:
+    """Pixels of the largest grid that two axes can make."""
+    return min(len(x.values) * len(y.values), limits.max_cells) * _TILES[1] ** 2
+
+
 def _placeholder(settings: PictureSettings) -> Image.Image:
     return Image.new("RGB", (settings.width, settings.height), "gainsboro")
 

@@ -18,8 +18,13 @@ from svfit_diffusion.files.atomic import write_atomically
 from svfit_diffusion.interchange import export_checkpoint, export_dense, export_lora
 
 from .base_model import BaseModel
+from .disk import MEGABYTE, stored, total, trim
+from .errors import BusyError
 from .library import SUFFIX
+from .passing import DAY, remove_older
 from .public_names import copy_without_paths, public_name, without_paths
+from .settings import Limits
+from .visitors import HOUSE, current_visitor
 
 _NAMES_OF_SOURCES = ("_name_or_path", "name_or_path")
 
@@ -37,18 +42,26 @@ class Form(str, Enum):
     """The same as one file, of Stable Diffusion 1, 2 and XL."""
 
 
+_MERGED = (Form.FOLDER, Form.CHECKPOINT)
+
+
 class Exports:
     """Files that visitors may fetch. Where one lies cannot be guessed: it may be somebody's own.
+
+    The oldest make room for new ones, and are made again when they are asked for.
 
     Args:
         folder: made when something is exported; whoever knows a file's path there may fetch it.
         base: the base model.
+        limits: on what they take together.
     """
 
-    def __init__(self, folder: Path, base: BaseModel) -> None:
+    def __init__(self, folder: Path, base: BaseModel, limits: Limits) -> None:
         self._folder = folder
         self._base = base
+        self._most = limits.max_all_export_megabytes * MEGABYTE
         self._secret = secrets.token_bytes(32)
+        remove_older(folder, DAY)  # of processes that are gone, whose secret is, too
 
     def adapter_file(self, name: str, adapter: Path) -> Path:
         """An adapter's file, which tells of no folders of this machine.
@@ -65,6 +78,7 @@ class Exports:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, lambda target: copy_without_paths(adapter, target))
+        self._note(path)
         return path
 
     def written(self, form: Form, name: str, adapter: Path) -> Path:
@@ -78,16 +92,23 @@ class Exports:
         Raises:
             CheckpointError: the adapter is damaged or does not fit.
             InterchangeError: the base model has no such form, or a package for it is missing.
+            BusyError: it is larger than all exports together may be.
             OSError: the file could not be written.
         """
         ending = ".zip" if form is Form.FOLDER else SUFFIX
         path = self._place(f"{name}_{form.value}", adapter, ending)
-        if path.exists():
-            return path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            if form in _MERGED:
+                self._check_size()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._write(form, adapter, path)
+        self._note(path)
+        return path
+
+    def _write(self, form: Form, adapter: Path, path: Path) -> None:
         if form is Form.FOLDER:
             write_merged_pipeline(self._base, adapter, path)
-            return path
+            return
         read = read_adapter(adapter)
         public = dataclasses.replace(read, metadata=without_paths(read.metadata))
         pipe = self._base.view()
@@ -97,7 +118,25 @@ class Exports:
             export_dense(pipe, public, path)
         else:
             export_checkpoint(pipe, [(public, 1.0)], path)
-        return path
+
+    def _check_size(self) -> None:
+        """Raise `BusyError` where a merged model is too large for a visitor."""
+        size = self._base.weight_bytes
+        if size > self._most and current_visitor().owner != HOUSE:
+            raise BusyError(
+                f"A merged model has {size / MEGABYTE:.0f} MB, more than the app keeps for "
+                f"visitors: take the adapter, and merge it where you have the base model."
+            )
+
+    def _note(self, path: Path) -> None:
+        """Count a file as the newest, and let the oldest make room for it."""
+        path.touch()
+        others = stored(
+            file
+            for file in self._folder.glob("*/*")
+            if file != path and not file.name.startswith(".")  # which are being written
+        )
+        trim(others, self._most - total(stored([path])))
 
     def _place(self, name: str, adapter: Path, suffix: str) -> Path:
         """Where an export lies, of this version of a file and in this process."""

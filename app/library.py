@@ -121,18 +121,21 @@ class AdapterLibrary:
         adapter = read_adapter(path)
         return AdapterInfo(name, path, path.stat().st_size, adapter, self._misfit(path))
 
-    def add(self, source: Path, name: str | None = None) -> str:
+    def add(self, source: Path, name: str | None = None, *, promised: bool = False) -> str:
         """Copy an adapter file into the library, after full validation, and return its name.
 
         Args:
             source: the file, uploaded or freshly trained.
             name: what to call it; by default as the file. A number is appended where it is taken.
+            promised: whether there was room when its training began, so that there is now.
 
         Raises:
             UploadError: it is too large, no adapter, or does not fit the base model.
-            LibraryError: the name cannot be used, or nothing is taken in.
+            LibraryError: the name cannot be used, nothing is taken in, or there is no room.
         """
         self.check_open()
+        if not promised:
+            self.check_room(source.stat().st_size)
         wanted = self.check_name(name or _default_name(source))
         label = source.name
         if source.suffix != SUFFIX:
@@ -152,6 +155,9 @@ class AdapterLibrary:
 
     def check_open(self) -> None:
         """Raise `LibraryError` where nothing is taken in."""
+
+    def check_room(self, size: int = 0) -> None:
+        """Raise `LibraryError` where there is no room for one more adapter of so many bytes."""
 
     def _claim(self, name: str) -> None:
         """Called with the name of an adapter that is about to be added."""
@@ -182,6 +188,7 @@ class AdapterLibrary:
             self._deleted.mkdir(exist_ok=True)
             aside = path.replace(self._deleted / f"{name}{SUFFIX}")
             os.utime(aside)
+        _remove_old(self._deleted, _DAY)
 
     def restore(self, name: str) -> str:
         """Bring back an adapter that was deleted, and return the name it has now.

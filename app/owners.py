@@ -9,8 +9,10 @@ from pathlib import Path
 from svfit_diffusion.files.atomic import write_atomically
 
 from .base_model import BaseModel
+from .disk import MEGABYTE, stored, total
 from .errors import LibraryError, SettingError
 from .library import AdapterLibrary
+from .settings import Limits
 from .visitors import HOUSE, current_visitor
 
 
@@ -64,15 +66,16 @@ class OwnedLibrary(AdapterLibrary):
     Args:
         folder: as in `AdapterLibrary`.
         base: as in `AdapterLibrary`.
-        max_bytes: as in `AdapterLibrary`.
+        limits: on an adapter's file, and on adapters of visitors.
         owners: whose they are.
         rule: `owned`, `shared` or `read-only`, as `AppSettings.library` has it.
     """
 
     def __init__(
-        self, folder: Path, base: BaseModel, max_bytes: int, owners: Owners, rule: str
+        self, folder: Path, base: BaseModel, limits: Limits, owners: Owners, rule: str
     ) -> None:
-        super().__init__(folder, base, max_bytes)
+        super().__init__(folder, base, limits.max_file_bytes)
+        self._limits = limits
         self._owners = owners
         self._rule = rule
         self._put_aside: dict[str, str] = {}
@@ -93,6 +96,20 @@ class OwnedLibrary(AdapterLibrary):
                 "read-only."
             )
 
+    def check_room(self, size: int = 0) -> None:
+        me = current_visitor().owner
+        if me == HOUSE:
+            return
+        visitors = {n: path for n, path in self._paths().items() if self._owners.of(n) != HOUSE}
+        own = sum(self._owners.of(name) == me for name in visitors)
+        if own >= self._limits.max_visitor_adapters:
+            raise LibraryError(
+                f"You have {own} adapters here, as many as one visitor may: delete one first."
+            )
+        most = self._limits.max_all_adapter_megabytes * MEGABYTE
+        if total(stored(visitors.values())) + size > most:
+            raise LibraryError("The library has no room for more adapters of visitors.")
+
     def rename(self, name: str, new_name: str) -> str:
         self._check_own(name)
         owner = self._owners.of(name)
@@ -110,6 +127,7 @@ class OwnedLibrary(AdapterLibrary):
     def restore(self, name: str) -> str:
         if self._put_aside.get(name) != current_visitor().owner:
             raise LibraryError(f"“{name}” is not there any more.")
+        self.check_room()
         return super().restore(name)
 
     def _claim(self, name: str) -> None:

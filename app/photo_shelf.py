@@ -14,15 +14,19 @@ from pathlib import Path
 
 from .photos import Crop, CroppedPhoto, take_in
 from .settings import Limits
+from .visitors import current_visitor
 
-_DRAFTS = 200
-"""Visitors whose photos are known; beyond, the ones longest untouched are forgotten."""
+_DRAFTS = 1000
+"""Pages whose photos are known; beyond, the ones longest untouched are forgotten."""
+_OWN_DRAFTS = 20
+"""The same of one visitor."""
 
 _Kept = tuple[Path, Crop, str]
+_Key = tuple[str, str]
 
 
 class PhotoShelf:
-    """Photos by a key that only their visitor's browser knows.
+    """Photos by a key that only their visitor's browser knows, and for that visitor alone.
 
     Args:
         limits: on photos.
@@ -31,15 +35,18 @@ class PhotoShelf:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._lock = threading.Lock()
-        self._kept: OrderedDict[str, list[_Kept]] = OrderedDict()
+        self._kept: OrderedDict[_Key, list[_Kept]] = OrderedDict()
 
     def key(self, known: object) -> str:
         """The key that a browser has, if this server has given it, or else a new one."""
         with self._lock:
-            if isinstance(known, str) and known in self._kept:
+            if isinstance(known, str) and _own(known) in self._kept:
                 return known
             new = secrets.token_urlsafe(16)
-            self._kept[new] = []
+            self._kept[_own(new)] = []
+            visitor = current_visitor().id
+            for key in [key for key in self._kept if key[0] == visitor][:-_OWN_DRAFTS]:
+                del self._kept[key]
             while len(self._kept) > _DRAFTS:
                 self._kept.popitem(last=False)
             return new
@@ -47,17 +54,22 @@ class PhotoShelf:
     def put(self, key: object, photos: Sequence[CroppedPhoto]) -> None:
         """Keep photos in place of those before; of an unknown key, none."""
         with self._lock:
-            if isinstance(key, str) and key in self._kept:
-                self._kept[key] = [(p.file, p.crop, p.caption) for p in photos if p.file]
-                self._kept.move_to_end(key)
+            if isinstance(key, str) and (own := _own(key)) in self._kept:
+                self._kept[own] = [(p.file, p.crop, p.caption) for p in photos if p.file]
+                self._kept.move_to_end(own)
 
     def photos(self, key: object) -> list[CroppedPhoto]:
         """The photos of a key, read again; without those whose files are gone."""
         with self._lock:
-            kept = list(self._kept.get(key, ())) if isinstance(key, str) else []
+            kept = list(self._kept.get(_own(key), ())) if isinstance(key, str) else []
         found = []
         for file, crop, caption in kept:
             if file.is_file():
                 photos, _ = take_in([file], self._limits)
                 found += [photo.with_crop(crop).with_caption(caption) for photo in photos]
         return found
+
+
+def _own(key: str) -> _Key:
+    """A key as the present visitor's."""
+    return current_visitor().id, key

@@ -48,8 +48,11 @@ def read_settings(path: Path, limits: Limits) -> PictureSettings:
     """The settings that a PNG carries. Its pixels are not decoded.
 
     Raises:
-        UploadError: it is no PNG, too large, without settings, or with some that cannot be used.
+        UploadError: it is gone, no PNG, too large, without settings, or with some that cannot be
+            used.
     """
+    if not path.exists():
+        raise UploadError("The picture is not there any more.")
     if path.stat().st_size > limits.max_file_bytes:
         raise UploadError(f"The picture is larger than {limits.max_file_megabytes} MB.")
     try:

@@ -18,6 +18,7 @@ from .generation import ImageGenerator
 from .library import AdapterLibrary
 from .owned_trainings import OwnedTrainings
 from .owners import OwnedLibrary, Owners
+from .passing import exports_folder
 from .settings import SAMPLES, AppSettings, Limits
 from .training_jobs import TrainingJobs
 
@@ -65,14 +66,14 @@ def build_services(settings: AppSettings, limits: Limits | None = None) -> Servi
     base = BaseModel(settings.base, settings.device)
     first_start = not settings.adapters.exists()
     owners = Owners(settings.outputs / "owners.json")
-    library = OwnedLibrary(settings.adapters, base, limits.max_file_bytes, owners, settings.library)
+    library = OwnedLibrary(settings.adapters, base, limits, owners, settings.library)
     if first_start:
         _add_samples(library)
     generator = ImageGenerator(base, library, limits)
     jobs = OwnedTrainings(base, library, settings.trainings, limits)
     album = Album(settings.pictures, limits)
     hosts = KnownHosts(settings.host, settings.allowed_host)
-    exports = Exports(settings.exports, base)
+    exports = Exports(exports_folder(), base, limits)
     succession = Succession(
         lambda source: build_services(dataclasses.replace(settings, base=source), limits)
     )

@@ -52,6 +52,21 @@ class Limits:
     max_visitor_photo_megabytes: int = _setting(300, "Memory for the photos of one visitor.")
     max_all_photo_megabytes: int = _setting(2000, "Memory for the photos of all visitors.")
     max_waiting_trainings: int = _setting(8, "Trainings waiting for their turn.")
+    max_visitor_picture_megabytes: int = _setting(
+        500, "Album of one visitor; then their oldest pictures make room, but no favourites."
+    )
+    max_all_picture_megabytes: int = _setting(20_000, "Albums of all visitors.")
+    max_visitor_adapters: int = _setting(50, "Adapters of one visitor.")
+    max_all_adapter_megabytes: int = _setting(5000, "Adapters of all visitors.")
+    max_all_export_megabytes: int = _setting(
+        20_000, "Adapters in other forms, which are made again when they are asked for."
+    )
+    max_all_class_megabytes: int = _setting(
+        2000, "Class pictures of trainings, which are drawn again when they are needed."
+    )
+    max_all_shown_megabytes: int = _setting(
+        2000, "Pictures that pages show on the way, which are kept for a day."
+    )
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -125,11 +140,6 @@ class AppSettings:
     def pictures(self) -> Path:
         """Folder of the pictures that visitors had drawn; they may fetch its files."""
         return self.outputs / "pictures"
-
-    @property
-    def exports(self) -> Path:
-        """Folder of what visitors exported; they may fetch its files."""
-        return self.outputs / "exports"
 
     @property
     def trainings(self) -> Path:

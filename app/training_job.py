@@ -26,15 +26,18 @@ from svfit_diffusion.training.preparation import DEFAULT_STEPS
 from svfit_diffusion.training.threads import leave_busy_cores
 
 from .base_model import BaseModel
+from .disk import MEGABYTE, stored, trim
 from .errors import LibraryError, public_reason
 from .library import AdapterLibrary
 from .photos import CroppedPhoto, write_photos
+from .settings import Limits
 from .training_status import Sample, Stage, TrainingStatus
 from .visitors import acting_as, current_visitor
 
 logger = logging.getLogger(__name__)
 
 _THUMBNAIL = 256  # pixels; what a status keeps of a photo
+_BYTES_PER_PIXEL = 3  # of a picture that cannot be compressed
 _CLASS_IMAGE_SEED = 0  # the same for all trainings, which can thus share class images
 
 
@@ -60,6 +63,7 @@ class TrainingJob:
         adapter_name: what to call the adapter.
         photos: as cropped and captioned.
         config: settings; base, folders and what is left open of the prompts are filled in.
+        limits: on what class images take together.
 
     Attributes:
         photos: as given.
@@ -76,10 +80,12 @@ class TrainingJob:
         adapter_name: str,
         photos: Sequence[CroppedPhoto],
         config: TrainingConfig,
+        limits: Limits,
     ) -> None:
         self._base = base
         self._library = library
         self._folder = folder
+        self._class_bytes = limits.max_all_class_megabytes * MEGABYTE
         self.photos = tuple(photos)
         self.visitor = current_visitor()
         config = dataclasses.replace(
@@ -159,6 +165,7 @@ class TrainingJob:
         arguments = family.generation_arguments(
             (side, side), config.num_inference_steps, config.guidance_scale
         )
+        self._make_class_room(total * side**2 * _BYTES_PER_PIXEL)
         for start in range(0, total, config.sample_batch_size):
             self._leave_if_stopping()
             self._show(message=f"Drawing pictures of the class: {start} of {total}.")
@@ -174,6 +181,12 @@ class TrainingJob:
                 base=config.source.identity,
                 show_progress=False,
             )
+
+    def _make_class_room(self, needed: int) -> None:
+        """Let the oldest class images of other trainings make room for so many bytes."""
+        own = self.status.config.class_folder
+        images = stored((self._folder / "class_images").glob("*/*.png"))
+        trim([image for image in images if image.path.parent != own], self._class_bytes - needed)
 
     def _leave_if_stopping(self) -> None:
         if self.stopping.is_set():
@@ -191,7 +204,8 @@ class TrainingJob:
         self._show(stage=Stage.SAVING, message="Saving the adapter.", seconds_left=None)
         try:
             with scratch(self._folder) as folder:
-                name = self._library.add(trainer.save(Path(folder)), self.status.adapter_name)
+                written = trainer.save(Path(folder))
+                name = self._library.add(written, self.status.adapter_name, promised=True)
         except OSError as error:
             path = save_somewhere(trainer.adapter(), self._folder / f"unsaved-{self.status.run}")
             logger.warning("no room in the library for what was trained, which is in %s", path)

@@ -65,11 +65,12 @@ class TrainingJobs:
             What tells this training from every other, its `run`.
 
         Raises:
-            LibraryError: the name cannot be used, or nothing is taken in.
+            LibraryError: the name cannot be used, nothing is taken in, or there is no room.
             SettingError: too few or too many photos.
             AppError: too many are waiting.
         """
         self._library.check_open()
+        self._library.check_room()
         self.check_photos(len(photos))
         name = self._library.check_name(adapter_name)
         with self._lock:
@@ -79,7 +80,9 @@ class TrainingJobs:
                     f"back when one of them is over, or cancel one."
                 )
             self._folder.mkdir(parents=True, exist_ok=True)
-            job = TrainingJob(self._base, self._library, self._folder, name, photos, config)
+            job = TrainingJob(
+                self._base, self._library, self._folder, name, photos, config, self._limits
+            )
             if self._thread is not None:
                 self._waiting.append(job)
             else:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from starlette.types import ASGIApp
 
+from ..disk import MEGABYTE
+from ..passing import bound_shown
 from ..settings import AppSettings, Limits
 from .bodies import BodyBounds
 from .crowd import Crowd
@@ -19,6 +22,7 @@ from .login import LoginPatience
 from .places import Places
 from .recognition import Recognition
 from .routes import RouteGate
+from .sessions import Sessions
 
 
 def guarded(app: ASGIApp, hosts: KnownHosts, settings: AppSettings, limits: Limits) -> ASGIApp:
@@ -31,6 +35,7 @@ def guarded(app: ASGIApp, hosts: KnownHosts, settings: AppSettings, limits: Limi
         limits: what a visitor may send.
     """
     app = Listening(app)
+    app = Sessions(app)
     app = LinkGate(app)
     app = Places(app, limits)
     app = BodyBounds(app, limits)
@@ -45,7 +50,8 @@ def guarded(app: ASGIApp, hosts: KnownHosts, settings: AppSettings, limits: Limi
 def lifespan(
     hosts: KnownHosts, settings: AppSettings, limits: Limits
 ) -> Callable[[Any], AbstractAsyncContextManager[None]]:
-    """A lifespan of Gradio's server that puts the entrance around all of it.
+    """A lifespan of Gradio's server that puts the entrance around all of it, and keeps what pages
+    show on the way within its bounds.
 
     Middleware that Gradio is given goes below its own, which would answer foreign pages first.
     """
@@ -53,6 +59,11 @@ def lifespan(
     @asynccontextmanager
     async def guard(server: Any) -> AsyncIterator[None]:
         server.middleware_stack = guarded(server.middleware_stack, hosts, settings, limits)
-        yield
+        most = limits.max_all_shown_megabytes * MEGABYTE
+        bounding = asyncio.create_task(bound_shown(server.get_blocks(), most))
+        try:
+            yield
+        finally:
+            bounding.cancel()
 
     return guard

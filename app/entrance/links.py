@@ -5,19 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect, Request
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from .posted import again, is_posted, posted
 from .refusal import refuse
-
-_FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 
 
 class LinkGate:
     """ASGI middleware that refuses JSON in which a file is an address of the web.
-
-    It reads the whole of it, so it belongs behind `BodyBounds`.
 
     Args:
         app: what takes the rest.
@@ -27,26 +23,17 @@ class LinkGate:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or _is_form(scope):
+        if not is_posted(scope):
             await self._app(scope, receive, send)
             return
         try:
-            body = await Request(scope, receive).body()
+            body = await posted(scope, receive)
         except ClientDisconnect:
             return
         if _names_link(body):
             await refuse(scope, receive, send, 422, "Upload the file; no addresses are fetched.")
             return
-        messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def again() -> Message:
-            return messages.pop() if messages else await receive()
-
-        await self._app(scope, again, send)
-
-
-def _is_form(scope: Scope) -> bool:
-    return Headers(scope=scope).get("content-type", "").lower().startswith(_FORMS)
+        await self._app(scope, again(body, receive), send)
 
 
 def _names_link(body: bytes) -> bool:

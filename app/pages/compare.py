@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..comparison import BASE_MODEL, MIX, AxisKind, compare, parse_axis
+from ..comparison import BASE_MODEL, MIX, AxisKind, compare, grid_pixels, parse_axis
 from ..errors import at_field
 from ..generation import concurrent_drawings
 from ..png_metadata import save_picture
@@ -162,6 +162,7 @@ def _wire_drawing(services: Services, parts: _Parts) -> None:
             x = parse_axis(x_kind, x_values)
         with at_field("y-values"):
             y = parse_axis(y_kind, y_values)
+        services.album.make_room(grid_pixels(x, y, services.limits))
         yield gr.skip(), None, status("Getting ready …")
         picture = None
         for progress in compare(services.generator, settings, x, y, services.limits):

@@ -75,6 +75,7 @@ def _wire_drawing(services: Services, parts: GenerateParts) -> None:
             secrets.randbelow(_RANDOM_SEEDS) if new_seed else seed,
         )
         wanted = variations(settings, whole(count), services.limits)
+        gone = services.album.make_room(sum(one.width * one.height for one in wanted))
         tiles: list[Tile] = []
         for event in services.generator.run(wanted):
             match event:
@@ -87,7 +88,8 @@ def _wire_drawing(services: Services, parts: GenerateParts) -> None:
                     path = services.album.keep(event.image, event.settings)
                     tiles.append((str(path), caption(event.settings)))
         earlier = [*reversed(tiles), *earlier][:_HISTORY]
-        yield tiles, status(f"Done. Seed {settings.seed}."), settings.seed, earlier
+        done = status(f"Done. Seed {settings.seed}.{_room_made(gone)}")
+        yield tiles, done, settings.seed, earlier
 
     starts = [parts.go.click, parts.prompt.submit]
     # Before the drawing, for the browser works them off in this order.
@@ -212,3 +214,11 @@ def _wire_adding(services: Services, parts: GenerateParts) -> None:
         parts.added_problem,
         show_progress_on=parts.line,  # it would cover the adapters
     )
+
+
+def _room_made(gone: int) -> str:
+    """What there is to say of pictures that had to go."""
+    if not gone:
+        return ""
+    oldest = "oldest picture" if gone == 1 else f"{gone} oldest pictures"
+    return f" Your album was full: its {oldest}, favourites apart, made room."

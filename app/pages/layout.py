@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from ..album import FAVOURITES
 from ..entrance import lifespan
 from ..entrance.login import checker
 from ..entrance.places import QUEUE_SIZE
@@ -121,11 +122,11 @@ def launch_settings(services: Services) -> dict[str, Any]:
         "state_session_capacity": _SESSIONS,
         "run_history": False,
         "enable_monitoring": False,
-        "allowed_paths": [
-            str(folder.resolve()) for folder in (settings.pictures, settings.exports)
+        "allowed_paths": [str(settings.pictures.resolve())],
+        # Even if it lies where files are handed out. The list of favourites names pictures.
+        "blocked_paths": [
+            str(path.resolve()) for path in (settings.trainings, settings.pictures / FAVOURITES)
         ],
-        # Even if it lies in one of these.
-        "blocked_paths": [str(settings.trainings.resolve())],
         "max_file_size": services.limits.max_file_bytes,
         "footer_links": ["api"],
         "ssr_mode": False,

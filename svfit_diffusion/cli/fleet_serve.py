@@ -28,7 +28,8 @@ def serve(
         typer.Option(
             "--api_key",
             envvar="SVFIT_API_KEY",
-            help="A key that requests must bring; several may be given. Default: everyone may ask.",
+            help="A key that requests must bring, of 16 characters or more; several may be given. "
+            "Default: everyone may ask.",
         ),
     ] = None,
     address: Annotated[
@@ -60,6 +61,9 @@ def serve(
     max_n: Annotated[int, typer.Option("--max_n", min=1, help="Pictures of a request.")] = 4,
     max_side: Annotated[int, typer.Option("--max_side", min=16, help="In pixels.")] = 1024,
     max_steps: Annotated[int, typer.Option("--max_steps", min=1, help="Sampling steps.")] = 100,
+    max_adapters: Annotated[
+        int, typer.Option("--max_adapters", min=1, help="Of the library, for one more to be added.")
+    ] = 10_000,
     model: Annotated[str, typer.Option(help="What to call the base; default: as --base.")] = "",
     revision: Revision = None,
     variant: Variant = None,
@@ -87,7 +91,7 @@ def serve(
         adapter_bytes=None if adapter_memory is None else adapter_memory * _MEGABYTE,
         keys=tuple(api_key or ()),
         line=LineLimits(batch, waiting, of_a_client, linger),
-        limits=RequestLimits(pictures=max_n, side=max_side, steps=max_steps),
+        limits=RequestLimits(pictures=max_n, side=max_side, steps=max_steps, library=max_adapters),
     )
     with served(
         settings,

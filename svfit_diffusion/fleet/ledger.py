@@ -89,7 +89,7 @@ class Ledger:
 
     def _check_same(self, name: str, record: Mapping[str, Any]) -> None:
         """Raise `ConfigError` if a subject that is done is now to be trained otherwise."""
-        before, now = record.get("settings", {}), self._subjects[name].settings
+        before, now = record["settings"], self._subjects[name].settings
         different = [
             f"{key} {clipped(before[key])} there and {clipped(value)} now"
             for key, value in now.items()

@@ -10,7 +10,8 @@ A file appears there whole or not at all, as objects in buckets do by themselves
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from svfit_diffusion.errors import StorageError
@@ -57,6 +58,20 @@ def _record(name: str, text: bytes) -> dict[str, Any]:
         record = parse_json(text.decode())
     except ValueError as error:
         raise StorageError(f"{_note(name)} is no record of a fleet: {error}") from None
-    if not isinstance(record, dict):
-        raise StorageError(f"{_note(name)} is no record of a fleet; remove it")
+    if not isinstance(record, dict) or not all(fits(record.get(key)) for key, fits in _RECORD):
+        raise StorageError(
+            f"{_note(name)} is no record of a fleet; remove it, and {name} is trained again"
+        )
     return record
+
+
+def _is_amount(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
+_RECORD: tuple[tuple[str, Callable[[Any], bool]], ...] = (
+    ("steps", _is_amount),
+    ("worker_seconds", _is_amount),
+    ("settings", lambda value: isinstance(value, dict)),
+)
+"""What every record says, and what it must be."""

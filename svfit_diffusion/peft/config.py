@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from peft import PeftConfig
 
-from svfit_diffusion.errors import ConfigError
+from svfit_diffusion.errors import ConfigError, clipped
 from svfit_diffusion.peft.method import Method
 from svfit_diffusion.spectrum.rank import Rank, check_rank
 
@@ -48,6 +49,12 @@ class SVFitConfig(PeftConfig):  # type: ignore[misc]
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = Method.SVFIT
+        if not isinstance(self.rank_pattern, dict):
+            raise ConfigError(
+                f"rank_pattern must be a dict of ranks by layer, got {clipped(self.rank_pattern)}"
+            )
+        for name in ("target_modules", "exclude_modules"):
+            _check_names(name, getattr(self, name))
         for rank in (self.r, *self.rank_pattern.values()):
             check_rank(rank)
         if isinstance(self.target_modules, list):
@@ -61,3 +68,15 @@ class SVFitConfig(PeftConfig):  # type: ignore[misc]
             )
         if self.layers_pattern and self.layers_to_transform is None:
             raise ConfigError("layers_pattern goes with layers_to_transform, which is missing")
+
+
+def _check_names(setting: str, value: object) -> None:
+    """Raise `ConfigError` unless a setting names layers: a pattern, several names, or nothing."""
+    several = isinstance(value, list | set | tuple)
+    if value is None or isinstance(value, str) or (several and _are_texts(value)):
+        return
+    raise ConfigError(f"{setting} must be a text or a list of texts, got {clipped(value)}")
+
+
+def _are_texts(values: Any) -> bool:
+    return all(isinstance(value, str) for value in values)

@@ -20,7 +20,7 @@ import torch
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor
 
-from svfit_diffusion.errors import CheckpointError, ConfigError, InterchangeError, listed
+from svfit_diffusion.errors import CheckpointError, ConfigError, InterchangeError, clipped, listed
 from svfit_diffusion.files.adapter import Adapter
 from svfit_diffusion.files.atomic import make_folder, save_safetensors, write_folder_atomically
 from svfit_diffusion.files.json_text import parse_json
@@ -30,6 +30,7 @@ from svfit_diffusion.peft.config import SVFitConfig
 from svfit_diffusion.peft.method import Method
 from svfit_diffusion.peft.shifts import SUFFIX, WRAPPED, shifts_in
 from svfit_diffusion.spectrum.rank import Rank, parse_rank
+from svfit_diffusion.spectrum.sketch import PROBES
 
 _HEADER = "svfit"
 _SKETCHES = "svfit_sketches"
@@ -50,7 +51,7 @@ def write_peft_adapter(adapter: Adapter, folder: Path, *, overwrite: bool = Fals
         The folders of its components.
 
     Raises:
-        InterchangeError: one is there.
+        InterchangeError: one is there, or the adapter's settings under PEFT cannot be used.
         StorageError: there is no room or no permission.
     """
     folders = {component: folder / component for component in adapter.deltas}
@@ -116,9 +117,14 @@ def _write(adapter: Adapter, component: str, folder: Path) -> None:
 
 def _config(metadata: AdapterMetadata, component: str, deltas: Mapping[str, Tensor]) -> SVFitConfig:
     """The config that an adapter had under PEFT, or one that means its layers and ranks."""
-    stored = metadata.training.get(_CONFIGS, {}).get(component)
-    if stored:
-        return SVFitConfig.from_peft_type(**stored)
+    configs = metadata.training.get(_CONFIGS, {})
+    if not isinstance(configs, dict):
+        raise InterchangeError(f"the adapter's header has {_CONFIGS} that are no JSON object")
+    if stored := configs.get(component):
+        try:
+            return _checked(stored)
+        except (TypeError, ValueError) as error:
+            raise InterchangeError(f"the adapter's settings under PEFT: {error}") from None
     # transformers 5 dropped the `text_model.` level of CLIPTextModel; the end of a path fits both.
     lengths = {path.removeprefix("text_model."): len(delta) for path, delta in deltas.items()}
     rank = _rank(metadata.rank.get(component, ""))
@@ -155,14 +161,38 @@ def _read(folder: Path) -> _Part:
             listed(f"{folder} holds modules trained as a whole, which our files do not", others)
         )
     try:
+        _checked(config)
         # Copies: what is mapped goes when someone else shortens the file.
         shifts = {p: t.to(torch.float32, copy=True) for p, t in shifts_in(tensors).items()}
-        rows = parse_json(header.get(_SKETCHES, "{}"))
-        sketches = {path: torch.tensor(rows[path]) for path in shifts if path in rows}
-        parse_json(header.get(_HEADER, "{}"))
+        rows, ours = (parse_json(header.get(name, "{}")) for name in (_SKETCHES, _HEADER))
+        if not isinstance(rows, dict):
+            raise ValueError(f"{_SKETCHES!r} in the header is no JSON object")
+        sketches = {path: _sketch(rows[path]) for path in shifts if path in rows}
+        if not isinstance(ours, dict) or not all(isinstance(v, str) for v in ours.values()):
+            raise ValueError(f"{_HEADER!r} in the header is no JSON object of texts")
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: {error}") from None
     return _Part(shifts, sketches, header.get(_HEADER, ""), config)
+
+
+def _checked(config: Any) -> SVFitConfig:
+    """PEFT's config of an adapter; `TypeError` or `ValueError` if it is none of SVFit's."""
+    if not isinstance(config, dict):
+        raise ValueError(f"a config is a JSON object, got a {type(config).__name__}")
+    for name in ("base_model_name_or_path", "revision", "base_fingerprint"):
+        if not isinstance(config.get(name), str | None):
+            raise ValueError(f"{name} is a text, got {clipped(config[name])}")
+    checked = SVFitConfig.from_peft_type(**config)
+    if not isinstance(checked, SVFitConfig):
+        raise ValueError(f"it is of type {config['peft_type']}, expected {Method.SVFIT.value}")
+    return checked
+
+
+def _sketch(row: Any) -> Tensor:
+    """A shift's sketch; `ValueError` if it is none."""
+    if not isinstance(row, list) or len(row) != PROBES or not all(type(v) is float for v in row):
+        raise ValueError(f"a sketch has {PROBES} numbers, got {clipped(row)}")
+    return torch.tensor(row)
 
 
 def _object(file: Path) -> dict[str, Any]:

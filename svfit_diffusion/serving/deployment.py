@@ -19,6 +19,7 @@ from torch import nn
 import svfit_diffusion  # noqa: F401  (gives pipelines the adapter methods)
 from svfit_diffusion.errors import ConfigError, clipped
 from svfit_diffusion.fleet.cluster import connected
+from svfit_diffusion.serving.api_guard import check_key
 from svfit_diffusion.serving.engine import Engine
 from svfit_diffusion.serving.images_api import Service, create_app
 from svfit_diffusion.serving.library import AdapterLibrary
@@ -27,7 +28,7 @@ from svfit_diffusion.serving.line import LineLimits
 from svfit_diffusion.serving.metrics import Metrics
 from svfit_diffusion.serving.metrics_board import MetricsBoard
 from svfit_diffusion.serving.shelf import Shelf
-from svfit_diffusion.training.base import BaseSource, load_base
+from svfit_diffusion.training.base import BaseSource, load_base, unusable
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,9 @@ class ServeSettings:
         keys: of those who may ask; without any, everyone may.
         line: how much may wait, and be drawn together.
         limits: of a request.
+
+    Raises:
+        ConfigError: a key could be guessed, or cannot be sent.
     """
 
     base: BaseSource
@@ -60,6 +64,10 @@ class ServeSettings:
     keys: tuple[str, ...] = ()
     line: LineLimits = field(default_factory=LineLimits)
     limits: RequestLimits = field(default_factory=RequestLimits)
+
+    def __post_init__(self) -> None:
+        for key in self.keys:
+            check_key(key)
 
 
 def make_service(settings: ServeSettings) -> Service:
@@ -155,8 +163,8 @@ def _check_here(settings: ServeSettings) -> None:
     if not Path(name).is_file():
         try:
             DiffusionPipeline.load_config(name, revision=settings.base.revision)
-        except OSError as error:
-            raise ConfigError(f"cannot load base model {name!r}: {clipped(error)}") from error
+        except Exception as error:
+            raise unusable(name, error) from error
 
 
 def _run(serve: Any, deployment: Any) -> None:

@@ -19,10 +19,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.metrics_core import Metric
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from svfit_diffusion.errors import AdapterNameError, ConfigError
+from svfit_diffusion.errors import AdapterNameError, BusyError, ConfigError
 from svfit_diffusion.files.adapter import Adapter
 from svfit_diffusion.serving.api_errors import add_error_handlers, error_response
-from svfit_diffusion.serving.api_guard import BodyBounds, Keys
+from svfit_diffusion.serving.api_guard import BodyBounds, Gate, client_of
 from svfit_diffusion.serving.engine import Engine
 from svfit_diffusion.serving.image_request import ImagesRequest, pictures_in
 from svfit_diffusion.serving.library import AdapterLibrary
@@ -32,6 +32,7 @@ from svfit_diffusion.serving.metrics import Metrics
 from svfit_diffusion.serving.metrics_board import EVERY
 
 _ADAPTERS = "/v1/adapters"
+_HEALTH = "/health"
 _LEFT = 499
 """What nginx says of a client that closed its connection."""
 
@@ -88,20 +89,22 @@ def create_app(service: Service, keys: Collection[str] = (), share: Share = keep
         await run_in_threadpool(service.engine.close)
 
     app = FastAPI(title="svfit", lifespan=lifespan)
-    client = Depends(Keys(keys).client)
     add_error_handlers(app)
-    _add_pictures(app, service, client)
-    _add_adapters(app, service, client)
-    _add_state(app, service, client)
-    _add_metrics(app, service.metrics, client, share)
+    _add_pictures(app, service)
+    _add_adapters(app, service)
+    _add_state(app, service)
+    _add_metrics(app, service.metrics, share)
     app.add_middleware(BodyBounds, uploads=_ADAPTERS, upload_bytes=service.limits.upload_bytes)
+    app.add_middleware(Gate, keys=keys, open_path=_HEALTH)
     app.add_middleware(_Counted, metrics=service.metrics)
     return app
 
 
-def _add_pictures(app: FastAPI, service: Service, client: Any) -> None:
+def _add_pictures(app: FastAPI, service: Service) -> None:
     @app.post("/v1/images/generations")
-    async def generate(wanted: ImagesRequest, request: Request, who: str = client) -> Response:
+    async def generate(
+        wanted: ImagesRequest, request: Request, who: Annotated[str, Depends(client_of)]
+    ) -> Response:
         """Draw pictures."""
         if wanted.model not in (None, service.model):
             raise ConfigError(f"got model {wanted.model[:64]!r}; this server has {service.model!r}")
@@ -118,19 +121,23 @@ def _add_pictures(app: FastAPI, service: Service, client: Any) -> None:
         return JSONResponse({"created": int(time.time()), "output_format": "png", "data": data})
 
 
-def _add_adapters(app: FastAPI, service: Service, client: Any) -> None:
+def _add_adapters(app: FastAPI, service: Service) -> None:
     library = service.library
 
-    @app.get(_ADAPTERS, dependencies=[client])
+    @app.get(_ADAPTERS)
     def list_adapters() -> dict[str, Any]:
         """All adapters of the library."""
         return _listed([_adapter(file.name, bytes=file.bytes) for file in library.files()])
 
-    @app.post(_ADAPTERS, dependencies=[client], response_model=None)
+    @app.post(_ADAPTERS, response_model=None)
     def add_adapter(
         file: UploadFile, name: Annotated[str, Form()]
     ) -> dict[str, Any] | JSONResponse:
         """Add an adapter that fits the base model."""
+        if (there := len(library.files())) >= service.limits.library:
+            raise BusyError(
+                f"the library has {there} adapters, as many as it may: delete one first"
+            )
         data = file.file.read()
 
         def check(adapter: Adapter) -> None:
@@ -142,7 +149,7 @@ def _add_adapters(app: FastAPI, service: Service, client: Any) -> None:
             return error_response(409, str(error), code="adapter_exists", param="name")
         return _adapter(name, bytes=len(data))
 
-    @app.delete(_ADAPTERS + "/{name}", dependencies=[client])
+    @app.delete(_ADAPTERS + "/{name}")
     def delete_adapter(name: str) -> dict[str, Any]:
         """Delete an adapter for good."""
         library.delete(name)
@@ -150,14 +157,14 @@ def _add_adapters(app: FastAPI, service: Service, client: Any) -> None:
         return _adapter(name, deleted=True)
 
 
-def _add_state(app: FastAPI, service: Service, client: Any) -> None:
-    @app.get("/v1/models", dependencies=[client])
+def _add_state(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/models")
     def list_models() -> dict[str, Any]:
         """The base model."""
         model = {"id": service.model, "object": "model", "created": service.started}
         return _listed([model | {"owned_by": "svfit"}])
 
-    @app.get("/health")
+    @app.get(_HEALTH)
     def health() -> JSONResponse:
         """Whether pictures are drawn."""
         if not service.engine.is_alive:
@@ -165,8 +172,8 @@ def _add_state(app: FastAPI, service: Service, client: Any) -> None:
         return JSONResponse({"status": "ok", "waiting": len(service.engine)})
 
 
-def _add_metrics(app: FastAPI, metrics: Metrics, client: Any, share: Share) -> None:
-    @app.get("/metrics", dependencies=[client])
+def _add_metrics(app: FastAPI, metrics: Metrics, share: Share) -> None:
+    @app.get("/metrics")
     async def counts() -> Response:
         """What was counted, for Prometheus."""
         families = _Families(await share(list(metrics.registry.collect())))

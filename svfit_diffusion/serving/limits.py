@@ -1,4 +1,4 @@
-"""How much one request to a server may ask for."""
+"""How much requests to a server may ask for."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class RequestLimits:
         prompt: characters of a prompt.
         adapters: of a picture.
         upload_bytes: of an adapter's file.
+        library: adapters that the library may have for one more to be added.
     """
 
     pictures: int = 4
@@ -27,3 +28,4 @@ class RequestLimits:
     prompt: int = 2000
     adapters: int = 8
     upload_bytes: int = 16 * 2**20
+    library: int = 10_000

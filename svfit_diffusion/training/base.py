@@ -97,9 +97,9 @@ def load_quantised_base(
             f"{source.name} is a single file"
         )
     try:
-        components = DiffusionPipeline.load_config(source.name, revision=source.revision)
-    except OSError as error:
-        raise ConfigError(f"cannot load base model {source.name!r}: {error}") from error
+        components = dict(DiffusionPipeline.load_config(source.name, revision=source.revision))
+    except Exception as error:
+        raise unusable(source.name, error) from error
     denoiser = next((name for name in DENOISERS if name in components), "")
     arguments = loading_arguments(quantization, config_path, denoiser, dtype)
     pipe = _load(source, _without_safety_checker(source.name) | arguments)
@@ -153,16 +153,28 @@ def _load(source: BaseSource, arguments: dict[str, Any]) -> Any:
         )
     except ConfigError:
         raise
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        hint = _variant_hint(source)
-        raise ConfigError(f"cannot load base model {source.name!r}{hint}: {error}") from error
+    except Exception as error:  # others read there what others wrote: it may be any
+        raise unusable(source.name, error, _variant_hint(source)) from error
+
+
+def unusable(name: str, error: Exception, hint: str = "") -> ConfigError:
+    """What to say of a base model that cannot be read.
+
+    Args:
+        name: of it.
+        error: what came of trying.
+        hint: what to do, in brackets.
+    """
+    known = isinstance(error, OSError | ValueError | ImportError | RuntimeError)
+    said = clipped(error) if known else f"{type(error).__name__}: {clipped(error)}"
+    return ConfigError(f"cannot load base model {name!r}{hint}: {said}")
 
 
 def _without_safety_checker(name: str) -> dict[str, Any]:
     """Arguments that leave Stable Diffusion's safety checker out; others know none."""
     try:
-        config = DiffusionPipeline.load_config(name)
-    except OSError:
+        config = dict(DiffusionPipeline.load_config(name))
+    except Exception:  # as loading will say
         return {}
     return (
         {"safety_checker": None, "requires_safety_checker": False}

@@ -133,6 +133,8 @@ def check_range(name: str, value: Any) -> None:
         return
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{name} must be a number, got {value}")
+    if isinstance(value, str) and "\0" in value:
+        raise ConfigError(f"{name} has a NUL character, which texts of settings have not")
     if name in _AT_LEAST_ONE and not value >= 1:
         raise ConfigError(f"{name} must be at least 1, got {value}")
     if name in _NOT_NEGATIVE and not value >= 0:

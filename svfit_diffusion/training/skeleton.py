@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from torch import nn
 
-from svfit_diffusion.errors import ConfigError
+from svfit_diffusion.errors import ConfigError, clipped
 from svfit_diffusion.training.base import BaseSource
 
 _LIBRARIES = ("diffusers", "transformers")
@@ -47,10 +47,11 @@ def skeleton(source: BaseSource) -> Any:
             return DiffusionPipeline.from_pretrained(
                 name, revision=source.revision, **models, **missing
             )
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, TypeError) as error:
+    except Exception as error:  # others read there what others wrote: it may be any
         raise ConfigError(
             f"{name!r} is not the folder or hub id of a pipeline with its configurations "
-            f"(model_index.json, and config.json of each model): {error}"
+            f"(model_index.json, and config.json of each model): {type(error).__name__}: "
+            f"{clipped(error)}"
         ) from error
 
 

@@ -23,6 +23,8 @@ from svfit_diffusion.training.agreement import check_common
 from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.yaml_file import read_yaml
 
+_NAME_BYTES = 200  # of the 255 that file systems take, for what is written beside
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -137,7 +139,10 @@ def _entry(where: str, settings: Any) -> Entry:
     if not isinstance(settings, dict) or not isinstance(settings.get("name"), str | int):
         raise ConfigError(f"{where} is {clipped(settings)!r} without a name, expected {_EXPECTED}")
     name = str(settings["name"])
-    if name != Path(name).name or name.startswith(".") or "\\" in name:
-        raise ConfigError(f"{where}: {name!r} cannot be the name of a folder; give another name")
+    is_one = 0 < len(name.encode()) <= _NAME_BYTES and name.isprintable() and name == name.strip()
+    if not is_one or name != Path(name).name or name.startswith(".") or "\\" in name:
+        raise ConfigError(
+            f"{where}: {clipped(name)!r} cannot be the name of a folder; give another name"
+        )
     own = {setting: value for setting, value in settings.items() if setting != "name"}
     return Entry(name, own, f"{where} ({name})")

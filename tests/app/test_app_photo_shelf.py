@@ -10,6 +10,7 @@ from PIL import Image
 from app.photo_shelf import PhotoShelf
 from app.photos import Crop, CroppedPhoto, take_in
 from app.settings import Limits
+from app.visitors import Visitor, acting_as
 
 
 @pytest.fixture
@@ -52,3 +53,23 @@ def test_drafts_longest_untouched_are_forgotten(
         shelf.put(key, photos)
     shelf.key(None)
     assert shelf.photos(first) == photos and shelf.photos(second) == []
+
+
+def test_nobody_opens_or_crowds_out_anothers(
+    photos: list[CroppedPhoto], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.photo_shelf._OWN_DRAFTS", 3)
+    shelf = PhotoShelf(Limits())
+    ann, bob = (Visitor(name, "", name) for name in ("ann", "bob"))
+    with acting_as(ann):
+        key = shelf.key(None)
+        shelf.put(key, photos)
+    with acting_as(bob):
+        assert shelf.photos(key) == [] and shelf.key(key) != key
+        shelf.put(key, [])
+        several = [shelf.key(None) for _ in range(10)]
+        for own in several:
+            shelf.put(own, photos)
+        assert [bool(shelf.photos(own)) for own in several] == [False] * 7 + [True] * 3
+    with acting_as(ann):
+        assert shelf.photos(key) == photos

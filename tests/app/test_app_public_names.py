@@ -16,6 +16,7 @@ from app.exports import Exports, Form
 from app.inspection import facts
 from app.library import AdapterLibrary
 from app.public_names import public_name
+from app.settings import Limits
 from svfit_diffusion.files.adapter import read_adapter, write_adapter
 
 TOLD = {
@@ -74,7 +75,7 @@ def test_files_of_the_library_tell_no_folders(
         library.add(source)
     else:
         source.rename(library.folder / "rex.safetensors")
-    file = Exports(tmp_path / "exports", base).adapter_file("rex", library.path("rex"))
+    file = Exports(tmp_path / "exports", base, Limits()).adapter_file("rex", library.path("rex"))
     written = file.read_bytes()
     for word in (b"someone", b"models", b"photos", b"Users"):
         assert word not in written
@@ -95,13 +96,13 @@ def test_a_file_that_tells_nothing_is_copied_to_the_last_byte(
     base: BaseModel, tmp_path: Path
 ) -> None:
     source = telling(tmp_path / "rex.safetensors", base_model="owner/base")
-    file = Exports(tmp_path / "exports", base).adapter_file("rex", source)
+    file = Exports(tmp_path / "exports", base, Limits()).adapter_file("rex", source)
     assert file.read_bytes() == source.read_bytes()
 
 
 def test_a_merged_pipeline_tells_no_folders(base: BaseModel, tmp_path: Path) -> None:
     adapter = write_random_adapter(tmp_path / "rex.safetensors", 0)
-    exported = Exports(tmp_path / "exports", base).written(Form.FOLDER, "rex", adapter)
+    exported = Exports(tmp_path / "exports", base, Limits()).written(Form.FOLDER, "rex", adapter)
     folder = str(Path(base.source).parent)
     with zipfile.ZipFile(exported) as archive:
         texts = [archive.read(name).decode() for name in archive.namelist() if ".json" in name]
@@ -112,7 +113,7 @@ def test_a_merged_pipeline_tells_no_folders(base: BaseModel, tmp_path: Path) -> 
 
 def test_where_an_export_lies_cannot_be_guessed(base: BaseModel, tmp_path: Path) -> None:
     adapter = write_random_adapter(tmp_path / "rex.safetensors", 0)
-    one, other = (Exports(tmp_path / "exports", base) for _ in range(2))
+    one, other = (Exports(tmp_path / "exports", base, Limits()) for _ in range(2))
     first = one.adapter_file("rex", adapter)
     assert one.adapter_file("rex", adapter) == first != other.adapter_file("rex", adapter)
     assert len(first.parent.name) == 32 and first.name == "rex.safetensors"

@@ -20,7 +20,7 @@ from app.errors import AppError as OurError
 from app.errors import BusyError, LibraryError
 from app.owners import OwnedLibrary, Owners
 from app.photos import CroppedPhoto
-from app.settings import AppSettings
+from app.settings import AppSettings, Limits
 from app.training_status import Stage
 from app.visitors import Visitor, acting_as, current_visitor
 from svfit_diffusion.training import Trainer, TrainingConfig
@@ -162,7 +162,7 @@ def test_owners_are_known_after_a_restart(library: OwnedLibrary, tmp_path: Path)
     with acting_as(ANN):
         library.add(file)
     known = Owners(library._owners._path)
-    again = OwnedLibrary(library.folder, library._base, 2**20, known, "owned")
+    again = OwnedLibrary(library.folder, library._base, Limits(), known, "owned")
     with acting_as(BOB):
         assert "lasting" not in again.names()
     with acting_as(ANN):
@@ -183,7 +183,7 @@ def test_a_setting_says_who_may_change_the_library(
 ) -> None:
     file = write_random_adapter(tmp_path / "ours.safetensors", 7)
     ours = OwnedLibrary(
-        tmp_path / "ours", library._base, 2**20, Owners(tmp_path / "owners.json"), rule
+        tmp_path / "ours", library._base, Limits(), Owners(tmp_path / "owners.json"), rule
     )
     ours.add(file)
 

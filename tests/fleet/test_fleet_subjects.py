@@ -134,3 +134,18 @@ def test_of_whom_workers_die_is_trained_alone_and_then_no_more() -> None:
     assert backlog.deaths("b") == 3
     assert names(backlog.take("", 1)) == "d"
     assert len(backlog) == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", " ", "a ", "..", "a/b", "a\\b", "a\0b", "a\nb", "a\u202eb", "x" * 201, "é" * 101],
+    ids=repr,
+)
+def test_names_that_folders_or_lines_of_a_log_cannot_have(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"line 1: .* cannot be the name of a folder"):
+        parse_fleet([written(REX | {"name": name}), *WORDS])
+
+
+def test_a_nul_in_a_setting_is_said() -> None:
+    with pytest.raises(ConfigError, match=r"line 1 \(rex\): instance_data_dir has a NUL"):
+        parse_fleet([written(REX | {"instance_data_dir": "a\0b"}), *WORDS])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,7 +104,8 @@ def test_a_record_is_found_again_and_costs_are_written(store: Store, tmp_path: P
     ledger = Ledger(subjects, store)
     assert list(ledger.failures) == ["nobody"]
     assert [subject.name for subject in ledger.open] == ["rex", "mia"]
-    record = {"name": "rex", "worker_seconds": 2.0, "settings": subjects[0].settings}
+    record = {"steps": 1, "worker_seconds": 2.0, "settings": subjects[0].settings}
+    record["name"] = "rex"
     store.finish("rex", record)
     ledger.settle(subjects[:2], {})
     assert [subject.name for subject in ledger.open] == ["mia"]
@@ -119,7 +122,20 @@ def test_a_record_is_found_again_and_costs_are_written(store: Store, tmp_path: P
 
 
 def test_damaged_records_and_places_that_are_not_there(store: Store, tmp_path: Path) -> None:
-    for text in ("{", "[]"):
+    whole = {"steps": 1, "worker_seconds": 2.5, "settings": {}}
+    store.write(".fleet/finished/rex.json", json.dumps(whole).encode())
+    assert store.finished(["rex"]) == {"rex": whole}
+    damages: list[dict[str, Any]] = [
+        {"steps": None},
+        {"steps": True},
+        {"worker_seconds": "1"},
+        {"worker_seconds": math.nan},
+        {"worker_seconds": -1},
+        {"settings": [1]},
+        {"settings": None},
+    ]
+    texts = [json.dumps(whole | damage) for damage in damages]
+    for text in ("{", "[]", "{}", "[" * 20_000, *texts):
         store.write(".fleet/finished/rex.json", text.encode())
         with pytest.raises(StorageError, match=r"rex\.json is no record"):
             store.finished(["rex"])

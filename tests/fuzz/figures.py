@@ -1,6 +1,6 @@
 """Print how many damaged files and kills were tried, and what was taken wrongly or lost.
 
-`make robustness`, or with other numbers `python tests/fuzz/figures.py --adapters 10000`.
+`make robustness`, or with other numbers `make robustness ARGS="--adapters 10000"`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
-from targets import Adapters, CacheFiles, Checkpoints, Pictures, Target
+from targets import Adapters, CacheFiles, Checkpoints, PeftFolders, Pictures, Records, Target
 
 from svfit_diffusion.files.adapter import Adapter, read_adapter, write_adapter
 from svfit_diffusion.files.metadata import AdapterMetadata
@@ -32,7 +32,14 @@ from svfit_diffusion.training.class_images import generate_class_images
 from svfit_diffusion.training.folders import image_files
 from svfit_diffusion.training.state import begin_run, find_checkpoint, save_checkpoint, tidy
 
-NUMBERS = {Adapters: 2000, CacheFiles: 300, Checkpoints: 60, Pictures: 1000}
+NUMBERS = {
+    Adapters: 2000,
+    CacheFiles: 300,
+    Checkpoints: 60,
+    Pictures: 1000,
+    PeftFolders: 500,
+    Records: 500,
+}
 
 
 def damaged_files(target: Target, number: int) -> Counter[str]:

@@ -19,6 +19,7 @@ import tiny
 import tiny_training
 import torch
 from hypothesis import strategies as st
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 from tiny_adapters import make_adapter, with_sketches
@@ -27,12 +28,25 @@ from app.errors import UploadError
 from app.picture import PictureSettings
 from app.png_metadata import KEY, read_settings, save_picture
 from app.settings import Limits
-from svfit_diffusion.errors import CheckpointError, DivergedError
-from svfit_diffusion.files.adapter import WEIGHTS_NAME, write_adapter
+from svfit_diffusion.cli.fleet_table import line
+from svfit_diffusion.errors import (
+    CheckpointError,
+    ConfigError,
+    DivergedError,
+    InterchangeError,
+    StorageError,
+)
+from svfit_diffusion.files.adapter import WEIGHTS_NAME, read_adapter, write_adapter
 from svfit_diffusion.files.sums import SUMS_NAME, write_sums
+from svfit_diffusion.fleet.driver import Finished
+from svfit_diffusion.fleet.ledger import Ledger
+from svfit_diffusion.fleet.store import Store
+from svfit_diffusion.fleet.subjects import FleetSubject
+from svfit_diffusion.peft import read_peft_adapter, write_peft_adapter
 from svfit_diffusion.spectrum.basis_file import basis_path
 from svfit_diffusion.spectrum.cache import load_bases, read_base
 from svfit_diffusion.spectrum.stored import leftovers, stored_bases
+from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.snapshot import restore, take
 from svfit_diffusion.training.state import find_checkpoint, resume, save_checkpoint
 
@@ -235,6 +249,77 @@ class Pictures(Target):
         return True
 
 
+class PeftFolders(Target):
+    """Folders of PEFT's, made ours and theirs again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        whole = with_sketches(make_adapter())
+        few = sorted(whole.deltas["unet"])[:3]
+        own = {"unet": {path: whole.deltas["unet"][path] for path in few}}
+        sketches = {"unet": {path: whole.sketches["unet"][path] for path in few}}
+        adapter = replace(whole, deltas=own, sketches=sketches)
+        (self._unet,) = write_peft_adapter(adapter, folder / "theirs")
+        self.good = {path.name: path.read_bytes() for path in self._unet.iterdir()}
+
+    def damages(self) -> st.SearchStrategy[Files]:
+        config, tensors = self.good[CONFIG_NAME], self.good[SAFETENSORS_WEIGHTS_NAME]
+        return st.one_of(
+            _of(CONFIG_NAME, damage.json_texts(config.decode()).map(_encoded)),
+            _of(CONFIG_NAME, damage.any_files(config)),
+            _of(SAFETENSORS_WEIGHTS_NAME, damage.safetensors_files(tensors)),
+        )
+
+    def take(self, damaged: Files) -> bool:
+        for name, content in (self.good | dict(damaged)).items():
+            (self._unet / name).write_bytes(content)
+        try:
+            adapter = read_peft_adapter({"unet": self._unet})
+            write_adapter(self._folder / WEIGHTS_NAME, adapter)
+            write_peft_adapter(
+                read_adapter(self._folder / WEIGHTS_NAME), self._folder / "again", overwrite=True
+            )
+        except (CheckpointError, InterchangeError) as refusal:
+            assert len(str(refusal)) < 10_000
+            return False
+        return True
+
+
+_RECORD = "rex.json"
+
+
+class Records(Target):
+    """Records of a fleet, which say that a subject is done."""
+
+    def __init__(self, folder: Path) -> None:
+        config = TrainingConfig("base", str(folder), "a photo of sks dog")
+        self._subject = FleetSubject("rex", config)
+        self._path = folder / ".fleet" / "finished" / _RECORD
+        self._store = Store(str(folder))
+        record = {"name": "rex", "steps": 3, "worker_seconds": 1.5, "begun": 1}
+        self._store.finish("rex", record | {"settings": self._subject.settings})
+        self.good = {_RECORD: self._path.read_bytes()}
+
+    def damages(self) -> st.SearchStrategy[Files]:
+        good = self.good[_RECORD]
+        texts = damage.json_texts(good.decode()).map(_encoded)
+        return _of(_RECORD, texts | damage.any_files(good))
+
+    def take(self, damaged: Files) -> bool:
+        self._path.write_bytes(damaged[_RECORD])
+        try:
+            ledger = Ledger([self._subject], self._store)
+        except (StorageError, ConfigError) as refusal:
+            assert len(str(refusal)) < 10_000
+            return False
+        assert not ledger.open
+        record = ledger.records["rex"]
+        assert line(Finished("rex", record), "1 of 1")
+        (costs,) = self._store._files.cat_file(ledger.costs_path).splitlines()
+        json.loads(costs)
+        return True
+
+
 def _of(name: str, contents: st.SearchStrategy[bytes]) -> st.SearchStrategy[Files]:
     return contents.map(lambda content: {name: content})
 
@@ -251,4 +336,4 @@ def _png(text: str) -> bytes:
     return file.getvalue()
 
 
-TARGETS: tuple[type[Any], ...] = (Adapters, CacheFiles, Checkpoints, Pictures)
+TARGETS: tuple[type[Any], ...] = (Adapters, CacheFiles, Checkpoints, Pictures, PeftFolders, Records)

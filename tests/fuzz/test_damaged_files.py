@@ -15,7 +15,17 @@ import pytest
 from examples import share
 from hypothesis import given
 from hypothesis import strategies as st
-from targets import CORPUS, TARGETS, Adapters, CacheFiles, Checkpoints, Pictures, Target
+from targets import (
+    CORPUS,
+    TARGETS,
+    Adapters,
+    CacheFiles,
+    Checkpoints,
+    PeftFolders,
+    Pictures,
+    Records,
+    Target,
+)
 
 MakeTarget = Callable[[type[Target]], Target]
 CASES = {type_.__name__: type_ for type_ in TARGETS}
@@ -60,6 +70,20 @@ def test_checkpoints(target: MakeTarget, data: st.DataObject) -> None:
 @given(data=st.data())
 def test_pictures(target: MakeTarget, data: st.DataObject) -> None:
     own = target(Pictures)
+    own.check(data.draw(own.damages()))
+
+
+@share(25)
+@given(data=st.data())
+def test_peft_folders(target: MakeTarget, data: st.DataObject) -> None:
+    own = target(PeftFolders)
+    own.check(data.draw(own.damages()))
+
+
+@share(50)
+@given(data=st.data())
+def test_records(target: MakeTarget, data: st.DataObject) -> None:
+    own = target(Records)
     own.check(data.draw(own.damages()))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,8 @@ def test_several_bases(tmp_path: Path) -> None:
 DAMAGES = {
     "no config": ("adapter_config.json", None, "adapter_config.json is no readable JSON"),
     "no JSON": ("adapter_config.json", "{", "adapter_config.json is no readable JSON"),
+    "deep": ("adapter_config.json", '{"r": ' + "[" * 20_000, "is no readable JSON: it is nested"),
+    "digits": ("adapter_config.json", '{"r": ' + "1" * 5000 + "}", "is no readable JSON"),
     "a list": ("adapter_config.json", "[]", "should hold a JSON object, got a list"),
     "a LoRA": ("adapter_config.json", '{"peft_type": "LORA"}', "type 'LORA', expected 'SVFIT'"),
     "no tensors": ("adapter_model.safetensors", None, "is not a readable safetensors file"),
@@ -145,7 +148,61 @@ def test_damaged_folders(name: str, tmp_path: Path) -> None:
         read_peft_adapter({"unet": tmp_path})
 
 
-@pytest.mark.parametrize("header", [{"svfit": "{"}, {"svfit_sketches": '{"0": "x"}'}])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"r": "many"},
+        {"r": math.nan},
+        {"rank_pattern": [1]},
+        {"target_modules": 3},
+        {"target_modules": [1, "a"]},
+        {"exclude_modules": [["a"]]},
+        {"base_model_name_or_path": ["a"]},
+        {"revision": {}},
+        {"base_fingerprint": 1},
+    ],
+    ids=str,
+)
+def test_configs_that_no_adapter_has(changed: dict[str, Any], tmp_path: Path) -> None:
+    KIND.adapted().save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        read_peft_adapter({"unet": tmp_path})
+
+
+@pytest.mark.parametrize(
+    "configs",
+    [
+        1,
+        [],
+        {"unet": 1},
+        {"unet": {"nonsense": 1}},
+        {"unet": {"peft_type": "LORA"}},
+        {"unet": {"peft_type": "SVFIT", "rank_pattern": 3}},
+    ],
+    ids=str,
+)
+def test_a_header_with_other_settings_of_peft_writes_nothing(configs: Any, tmp_path: Path) -> None:
+    metadata = replace(ours().metadata, training={"peft_configs": configs})
+    with pytest.raises(InterchangeError, match=r"PEFT|peft_configs"):
+        write_peft_adapter(replace(ours(), metadata=metadata), tmp_path)
+    assert not (tmp_path / "unet").exists()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"svfit": "{"},
+        {"svfit": "null"},
+        {"svfit": '{"rank": 1}'},
+        {"svfit_sketches": "1"},
+        {"svfit_sketches": '{"0": "x"}'},
+        {"svfit_sketches": '{"0": {"a": 1}}'},
+        {"svfit_sketches": '{"0": [1.5, 1.5]}'},
+    ],
+    ids=str,
+)
 def test_damaged_headers(header: dict[str, str], tmp_path: Path) -> None:
     KIND.adapted().save_pretrained(tmp_path)
     file = tmp_path / "adapter_model.safetensors"

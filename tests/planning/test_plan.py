@@ -173,3 +173,23 @@ def test_the_command_tells_it(bare: Path) -> None:
     assert f"{total / 1e9:.3f}" in told
     assert "at most" in done(*words, "--rank", "0.9")
     assert "ConfigError" in refused("plan", bare / "unet", "--resolution", 16)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("model_index.json", "[" * 20_000),
+        ("model_index.json", "null"),
+        ("model_index.json", '{"_class_name": "StableDiffusionPipeline", "unet": [3, 4]}'),
+        ("unet/config.json", '{"a": ' * 20_000),
+        ("unet/config.json", '{"cross_attention_dim": -1}'),
+        ("text_encoder/config.json", '{"hidden_size": "x"}'),
+    ],
+)
+def test_damaged_configurations_are_refused(
+    file: str, text: str, bare: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(bare, tmp_path / "base"))
+    (base / file).write_text(text)
+    with pytest.raises(ConfigError, match="not the folder or hub id of a pipeline"):
+        plan(base)

@@ -8,6 +8,7 @@ import io
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving_helpers import NAMES, held, of_another_base, picture, pixels
 from tiny_adapters import make_adapter
 
+from svfit_diffusion.errors import ConfigError
 from svfit_diffusion.files.adapter import write_adapter
+from svfit_diffusion.serving.deployment import ServeSettings
 from svfit_diffusion.serving.engine import Engine
 from svfit_diffusion.serving.images_api import Service, create_app
 from svfit_diffusion.serving.library import AdapterLibrary
@@ -29,6 +32,7 @@ from svfit_diffusion.serving.line import LineLimits
 from svfit_diffusion.serving.metrics import Metrics
 from svfit_diffusion.serving.metrics_board import MetricsBoard
 from svfit_diffusion.serving.shelf import Shelf
+from svfit_diffusion.training.base import BaseSource
 
 GENERATIONS = "/v1/images/generations"
 WANTED: dict[str, Any] = {
@@ -220,6 +224,79 @@ def test_keys_are_needed_where_there_are_some(service: Service) -> None:
         for key in ("first key", "second"):
             answer = client.get("/v1/models", headers={"Authorization": f"Bearer {key}"})
             assert [entry["id"] for entry in answer.json()["data"]] == ["tiny"]
+
+
+def test_nothing_of_what_others_send_is_read(service: Service) -> None:
+    read = 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal read
+        read += 1
+        return {"type": "http.request", "body": b"x" * 1000, "more_body": read < 50}
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    form = [(b"content-type", b"multipart/form-data; boundary=x")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/adapters", "headers": form}
+    app = create_app(service, ["first key"])
+    asyncio.run(app(scope | {"query_string": b""}, receive, send))
+    assert (sent[0]["status"], read) == (401, 0)
+
+
+def test_all_but_its_health_is_behind_the_keys(service: Service) -> None:
+    app = create_app(service, ["first key"])
+    with TestClient(app) as client:
+        for path in ("/docs", "/openapi.json", "/nowhere", "/health/", "//health", "/v1/models"):
+            assert client.get(path, follow_redirects=False).status_code == 401, path
+
+
+@pytest.mark.parametrize(
+    "key", ["", "short", "x" * 15, "é" * 16, "x" * 16 + "\n", " " + "x" * 16, "x" * 8 + "\0" * 8]
+)
+def test_keys_that_could_be_guessed_or_not_be_sent_are_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match="openssl rand"):
+        ServeSettings(BaseSource("base"), "library", keys=("x" * 16, key))
+
+
+@pytest.mark.parametrize(
+    ("client_at", "host", "status"),
+    [
+        ("127.0.0.1", "127.0.0.1:8000", 200),
+        ("127.0.0.1", "localhost", 200),
+        ("::1", "[::1]:8000", 200),
+        ("127.0.0.1", "evil.example:8000", 403),
+        ("127.0.0.1", "127.0.0.1.evil.example", 403),
+        ("127.0.0.1", "[", 403),
+        ("127.0.0.1", "", 403),
+        ("192.168.0.7", "gpu-box:8000", 200),
+    ],
+)
+def test_a_site_whose_name_points_here_reads_nothing(
+    refusing: TestClient, client_at: str, host: str, status: int
+) -> None:
+    with TestClient(refusing.app, client=(client_at, 1)) as client:
+        assert client.get("/v1/models", headers={"Host": host}).status_code == status
+
+
+@pytest.mark.parametrize("said", ["9" * 5000, "x", "-1", "\u0663"])
+def test_a_length_that_is_none_does_no_harm(refusing: TestClient, said: str) -> None:
+    answer = refusing.post(GENERATIONS, content=b"{}", headers=[("content-length", said.encode())])
+    assert answer.status_code in (400, 413)
+
+
+def test_a_library_takes_in_so_many(
+    service: Service, adapter_bytes: Callable[[Any], bytes]
+) -> None:
+    full = replace(service, limits=replace(service.limits, library=len(NAMES) + 1))
+    data = adapter_bytes(make_adapter(0))
+    with TestClient(create_app(full)) as client:
+        assert upload(client, "last", data).status_code == 200
+        assert "delete one first" in problem(upload(client, "more", data), 429)["message"]
+        client.delete("/v1/adapters/last")
+        assert upload(client, "more", data).status_code == 200
 
 
 def test_pages_of_other_sites_change_nothing_where_everyone_may_ask(

@@ -18,7 +18,7 @@ from svfit_diffusion.serving.deployment import ServeSettings, make_service, serv
 from svfit_diffusion.training.base import BaseSource
 
 WANTED = {"prompt": "a dog", "seed": 3, "size": "16x16", "num_inference_steps": 2}
-KEY = "a key"
+KEY = "a key that nobody knows"
 
 
 def free_port() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -84,3 +85,19 @@ def test_pickles_and_damaged_single_files_are_refused(tmp_path: Path) -> None:
 def test_what_is_not_there_is_named(name: str) -> None:
     with pytest.raises(ConfigError, match=name or "pretrained_model_name_or_path"):
         load_base(BaseSource(name))
+
+
+@pytest.mark.parametrize("file", ["model_index.json", "unet/config.json"])
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 20_000, "null", "[]", '{"a": ' + "1" * 5000 + "}", '{"_class_name": 3}'],
+    ids=["deep", "null", "list", "digits", "class"],
+)
+def test_damaged_configurations_are_refused(
+    file: str, text: str, saved_pipe: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(saved_pipe, tmp_path / "base", copy_function=os.symlink)
+    (base / file).unlink()
+    (base / file).write_text(text)
+    with pytest.raises(ConfigError, match="cannot load base model"):
+        load_base(BaseSource(str(base)))
