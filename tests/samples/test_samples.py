@@ -1,4 +1,4 @@
-"""The embedded base model, its subjects and the ready adapter."""
+"""The embedded base models, their subjects and the ready adapters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, FluxPipeline
 
 from svfit_diffusion.files.adapter import read_adapter
 from svfit_diffusion.training.config import TrainingConfig
@@ -17,40 +17,56 @@ from svfit_diffusion.training.trainer import Trainer
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 TOYBOX = SAMPLES / "toybox"
-SUBJECTS = sorted(path.parent for path in (SAMPLES / "subjects").glob("*/subject.json"))
+TOYBOX_FLOW = SAMPLES / "toybox_flow"
+SUBJECTS = sorted(path.parent for path in SAMPLES.glob("*subjects/*/subject.json"))
 ADAPTERS = sorted(path.parent for path in (SAMPLES / "adapters").glob("*/*.safetensors"))
 
 
-@pytest.fixture(scope="module")
-def toybox() -> Any:
-    pipe = StableDiffusionPipeline.from_pretrained(TOYBOX)
+def loaded(folder: Path) -> Any:
+    pipe = DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
+@pytest.fixture(scope="module")
+def toybox() -> Any:
+    return loaded(TOYBOX)
+
+
+@pytest.fixture(scope="module")
+def toybox_flow() -> Any:
+    return loaded(TOYBOX_FLOW)
+
+
 def generate(pipe: Any, prompt: str) -> torch.Tensor:
+    side = {"height": 128, "width": 128} if isinstance(pipe, FluxPipeline) else {}
     generator = torch.Generator().manual_seed(0)
-    return pipe(prompt, num_inference_steps=4, generator=generator, output_type="pt").images
+    return pipe(prompt, num_inference_steps=4, generator=generator, output_type="pt", **side).images
 
 
-def test_toybox_is_small() -> None:
-    assert sum(path.stat().st_size for path in TOYBOX.rglob("*") if path.is_file()) <= 30e6
+@pytest.mark.parametrize(("folder", "most"), [(TOYBOX, 30e6), (TOYBOX_FLOW, 40e6)])
+def test_bases_are_small(folder: Path, most: float) -> None:
+    weights = [path for path in folder.rglob("*") if path.is_file() and "judges" not in path.parts]
+    assert sum(path.stat().st_size for path in weights) <= most
 
 
-def test_toybox_draws_what_it_is_asked(toybox: Any) -> None:
-    assert toybox.safety_checker is None
+@pytest.mark.parametrize("name", ["toybox", "toybox_flow"])
+def test_bases_draw_what_they_are_asked(name: str, request: pytest.FixtureRequest) -> None:
+    pipe = request.getfixturevalue(name)
+    assert getattr(pipe, "safety_checker", None) is None
     beach, snow = (
-        generate(toybox, f"a photo of a dog {place}") for place in ("on the beach", "in the snow")
+        generate(pipe, f"a photo of a dog {place}") for place in ("on the beach", "in the snow")
     )
-    assert beach.shape[-2:] == (64, 64)
+    assert beach.shape[-2:] == ((64, 64) if name == "toybox" else (128, 128))
     assert torch.isfinite(beach).all()
     # Snow is white; a beach has sand.
     assert snow.min(dim=1).values.mean() > beach.min(dim=1).values.mean() + 0.1
 
 
-def test_unseen_words_have_tokens(toybox: Any) -> None:
-    ids = toybox.tokenizer("a photo of sks dog ☃").input_ids
-    assert toybox.tokenizer.unk_token_id not in ids[1:-1]
+def test_unseen_words_have_tokens(toybox: Any, toybox_flow: Any) -> None:
+    for tokenizer in (toybox.tokenizer, toybox_flow.tokenizer, toybox_flow.tokenizer_2):
+        ids = tokenizer("a photo of sks dog ☃").input_ids
+        assert tokenizer.unk_token_id not in ids[1:-1]
 
 
 @pytest.mark.parametrize("folder", SUBJECTS, ids=lambda path: path.name)
@@ -65,21 +81,24 @@ def test_subjects_are_complete(folder: Path) -> None:
 
 
 def test_there_are_subjects_and_adapters() -> None:
-    assert len(SUBJECTS) >= 6
-    assert ADAPTERS
+    assert len(SUBJECTS) == 24
+    assert len(ADAPTERS) >= 2
 
 
 @pytest.mark.parametrize("folder", ADAPTERS, ids=lambda path: path.name)
-def test_ready_adapter_fits_toybox_and_changes_its_images(folder: Path, toybox: Any) -> None:
+def test_ready_adapter_fits_its_base_and_changes_its_images(
+    folder: Path, request: pytest.FixtureRequest
+) -> None:
     (path,) = folder.glob("*.safetensors")
-    prompt = read_adapter(path).metadata.instance_prompt
-    before = generate(toybox, prompt)
-    toybox.load_svfit_weights(folder)
+    about = read_adapter(path).metadata
+    pipe, prompt = request.getfixturevalue(Path(about.base_model).name), about.instance_prompt
+    before = generate(pipe, prompt)
+    pipe.load_svfit_weights(folder)
     try:
-        assert (generate(toybox, prompt) - before).abs().mean() > 0.02
+        assert (generate(pipe, prompt) - before).abs().mean() > 0.02
     finally:
-        toybox.unload_svfit_weights()
-    assert torch.equal(generate(toybox, prompt), before)
+        pipe.unload_svfit_weights()
+    assert torch.equal(generate(pipe, prompt), before)
 
 
 def test_main_job_lowers_the_loss_on_the_photos(tmp_path: Path) -> None:
