@@ -7,6 +7,7 @@ what is older, but not what a process leaves behind that died.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import tempfile
 import time
@@ -48,12 +49,15 @@ def exports_folder() -> Path:
 
 
 def remove_older(folder: Path, seconds: float) -> None:
-    """Remove the files of a folder that nobody has touched for so long, and folders left empty."""
-    files = stored(folder.rglob("*"))
-    remove(file for file in files if time.time() - file.time > seconds)
-    for path in sorted(folder.rglob("*"), reverse=True):
-        if path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
+    """Remove the files of a folder that nobody has touched for so long, and the folders that they
+    leave empty; others may be about to be filled.
+    """
+    old = [file for file in stored(folder.rglob("*")) if time.time() - file.time > seconds]
+    remove(old)
+    for path in sorted({above for file in old for above in file.path.parents}, reverse=True):
+        if folder in path.parents:
+            with contextlib.suppress(OSError):  # not empty
+                path.rmdir()
 
 
 async def bound_shown(blocks: Any, most: int) -> None:

@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -142,6 +143,7 @@ def main() -> None:
         parser.add_argument(f"--{target.__name__.lower()}", type=int, default=number)
     numbers = vars(parser.parse_args())
     logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["SVFIT_CACHE"] = str(folder / "svfit-cache")
