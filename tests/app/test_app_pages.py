@@ -262,8 +262,10 @@ def test_a_wrong_axis_gets_one_sentence(page: Any) -> None:
     page.locator("#compare-status", has_text="Not done").wait_for()
     choose(page, "#compare-adapters", "rex")
     page.click("#compare-go")
-    page.locator("#compare-problem", has_text="“one” is no whole number").wait_for()
-    assert page.locator("[aria-invalid=true]").count() == 0
+    text = "“one” is no whole number"
+    page.locator("#compare-problem", has_text=text).wait_for()
+    page.locator("#compare-y-values .field-problem", has_text=text).wait_for()
+    assert page.locator("[aria-invalid=true]").count() == 1
     assert page.get_by_test_id("toast-body").count() == 0
 
 

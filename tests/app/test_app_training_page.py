@@ -115,6 +115,18 @@ def test_photos_name_and_prompts_are_enough_to_train(
     assert config.class_prompt == "a photo of a dog"
 
 
+def test_photos_that_the_page_offers_mend_a_lack_of_them(train_page: Callable[..., Any]) -> None:
+    page = train_page()
+    page.click("#train-go")
+    page.locator("#train-drop .field-problem").wait_for()
+    page.click("#train-sample-photos")
+    tiles(page).nth(4).wait_for()
+    page.locator("#train-drop .field-problem").wait_for(state="detached")
+    page.locator("#train-problem .problem").wait_for(state="detached")
+    page.locator("#train-status", has_text="Nothing is being trained").wait_for()
+    assert not page.locator("#train-sample-photos").is_visible()
+
+
 def test_twenty_steps_to_an_adapter_to_use_fetch_rename_and_delete(
     train_page: Callable[..., Any], photos: list[Path], tmp_path: Path
 ) -> None:
