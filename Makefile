@@ -5,8 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 # The demo's subject: a folder of photos, and what is in them.
-SUBJECT ?= samples/subjects/blue_car
-CLASS ?= car
+SUBJECT ?= samples/flow_subjects/school_bus
+CLASS ?= bus
 OUTPUT ?= outputs/$(notdir $(SUBJECT))
 
 # On Linux without an NVIDIA GPU, the small build of torch.
@@ -21,14 +21,13 @@ PIP_INSTALL := $(BIN)/pip install --quiet $(CONSTRAINTS)
 
 demo: $(VENV)/core
 	$(BIN)/python train_dreambooth_svfit.py \
-	    --pretrained_model_name_or_path=samples/toybox \
+	    --pretrained_model_name_or_path=samples/toybox_flow \
 	    --instance_data_dir=$(SUBJECT) --instance_prompt="a photo of sks $(CLASS)" \
-	    --with_prior_preservation --class_prompt="a photo of a $(CLASS)" --num_class_images=48 \
+	    --target all --learning_rate=0.06 \
 	    --validation_prompt "a photo of sks $(CLASS)" "a photo of sks $(CLASS) on the beach" \
-	        "a photo of sks $(CLASS) in the snow" "a photo of sks $(CLASS) on a wooden floor" \
-	        "a photo of a $(CLASS) in the snow" \
-	    --validation_steps=1000 --num_validation_images=3 \
-	    --guidance_scale=2 --sample_batch_size=16 --seed=0 --output_dir=$(OUTPUT) --overwrite
+	        "a photo of sks $(CLASS) in the snow" "a photo of sks $(CLASS) in the jungle" \
+	    --validation_steps=1000 --num_validation_images=1 \
+	    --seed=0 --output_dir=$(OUTPUT) --overwrite
 
 # Options of `make app`, such as ARGS="--port 8000", and of `make robustness`.
 ARGS ?=

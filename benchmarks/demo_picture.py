@@ -23,7 +23,7 @@ from benchmarks.report import ROOT
 from svfit_diffusion.families import family_of
 
 OUTPUT = ROOT / "docs" / "assets" / "demo.png"
-_SCENES = ("", " on the beach", " in the snow", " on a wooden floor")
+_SCENES = ("", " on the beach", " in the snow", " in the jungle")
 _TILE = 192
 _MARGIN = 12
 _GUTTER = 40
@@ -100,9 +100,9 @@ def main() -> None:
     """Draw the picture and write it."""
     parser = argparse.ArgumentParser(description=__doc__)
     samples = ROOT / "samples"
-    parser.add_argument("--base", type=Path, default=samples / "toybox")
-    parser.add_argument("--adapter", type=Path, default=samples / "adapters" / "blue_car")
-    parser.add_argument("--subject", type=Path, default=samples / "subjects" / "blue_car")
+    parser.add_argument("--base", type=Path, default=samples / "toybox_flow")
+    parser.add_argument("--adapter", type=Path, default=samples / "adapters" / "flow_school_bus")
+    parser.add_argument("--subject", type=Path, default=samples / "flow_subjects" / "school_bus")
     parser.add_argument("--seed", type=int, default=4)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()

@@ -63,7 +63,7 @@ def full_step(device: str, rounds: int) -> list[Row]:
 
 
 def toybox_step(device: str, rounds: int) -> list[Row]:
-    """Toybox as `make demo` trains it; a step is short, so the rounds are many."""
+    """Toybox by the defaults of the trainer; a step is short, so the rounds are many."""
     models = on_device(toybox_models(), device)
     encoder: Any = models["text_encoder"]
     length = encoder.config.max_position_embeddings
