@@ -31,9 +31,11 @@ from .your_adapters import your_adapters
 
 _POLL_SECONDS = 1.0
 
-# Photos that have come since mend a lack of them.
-_PHOTOS_CAME = f"""(problem, line) =>
-  problem.includes('data-field="drop"') ? ["", {json.dumps(status(IDLE))}] : [problem, line]"""
+# Photos that have come since mend a lack of them. Else nothing is touched: what the page says may
+# have changed since the event took its values.
+_PHOTOS_CAME = f"""(problem, line) => problem.includes('data-field="drop"')
+  ? ["", {json.dumps(status(IDLE))}]
+  : [{{__type__: "update"}}, {{__type__: "update"}}]"""
 
 
 @dataclass(frozen=True)

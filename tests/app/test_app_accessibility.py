@@ -26,6 +26,9 @@ def axe() -> Any:
 
 def violations(axe: Any, page: Any) -> list[str]:
     """Violations on the page as it is, one line per element, without those of Gradio."""
+    page.wait_for_timeout(1000)  # until what an open tab asks for is under way
+    # What is being computed stands there faintly until it is.
+    page.wait_for_function("!document.querySelector('.pending')")
     page.wait_for_timeout(500)  # colours fade in
     found = axe.run(page, options={"runOnly": RULES}).response["violations"]
     return [
