@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import tiny
 import tiny_adapters
+import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from fake_hub import FakeHub
 from hypothesis import HealthCheck, settings
@@ -22,6 +23,7 @@ from transformers import CLIPTextModel
 
 from svfit_diffusion.files import basis_repository
 from svfit_diffusion.files.adapter import WEIGHTS_NAME, write_adapter
+from svfit_diffusion.training import threads
 
 pytest_plugins = ["app_server"]
 
@@ -98,3 +100,16 @@ def adapter_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("adapter") / WEIGHTS_NAME
     write_adapter(path, tiny_adapters.with_sketches(tiny_adapters.make_adapter()))
     return path
+
+
+@pytest.fixture
+def four_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine of four cores, all of which torch computes on, and nobody has said how many."""
+    before = torch.get_num_threads()
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr(threads, "_MOST", 4)
+    for name in threads._CHOSEN:
+        monkeypatch.delenv(name, raising=False)
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +19,13 @@ from app.picture import PictureSettings
 from app.settings import Limits
 from app.training_jobs import TrainingJobs
 from svfit_diffusion.serving.painting import Painter
-from svfit_diffusion.training import Trainer, TrainingConfig, threads
+from svfit_diffusion.training import Trainer, TrainingConfig
 
 
 @pytest.fixture(autouse=True)
-def _three_of_four_cores_are_busy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before = torch.get_num_threads()
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
-    monkeypatch.setattr(threads, "_MOST", 4)
+def _three_of_four_cores_are_busy(four_cores: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "cpu_percent", lambda interval: 75.0)
     monkeypatch.setattr(psutil.Process, "cpu_percent", lambda process: 0.0)
-    for name in threads._CHOSEN:
-        monkeypatch.delenv(name, raising=False)
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

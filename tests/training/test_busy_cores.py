@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import psutil
 import pytest
@@ -10,17 +10,7 @@ import torch
 
 from svfit_diffusion.training import threads
 
-
-@pytest.fixture(autouse=True)
-def _four_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before = torch.get_num_threads()
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
-    monkeypatch.setattr(threads, "_MOST", 4)
-    for name in threads._CHOSEN:
-        monkeypatch.delenv(name, raising=False)
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("four_cores")
 
 
 @pytest.fixture
