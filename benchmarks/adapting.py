@@ -7,22 +7,23 @@ method's own paper says otherwise.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
 from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
+from benchmarks.rules import AfterStep, Rule, Vectors
 from svfit_diffusion.adapters.components import collect_adapter, without_idle_layers
 from svfit_diffusion.adapters.config import SVFitConfig
-from svfit_diffusion.adapters.inject import inject
+from svfit_diffusion.adapters.targets import select_targets
 from svfit_diffusion.files.adapter import write_adapter
 from svfit_diffusion.files.metadata import AdapterMetadata
 from svfit_diffusion.spectrum.rank import Rank
-from svfit_diffusion.training.budget import Pruner
+from svfit_diffusion.training.subject import Subject
 
 _NAME = "subject"
 ATTENTION = {
@@ -46,6 +47,29 @@ def _leave() -> None:
     """The weights are what was learned."""
 
 
+def _go_on(step: int) -> None:
+    """Steps are the optimizer's alone."""
+
+
+@dataclass(frozen=True)
+class Own:
+    """What training offers to SVFit alone.
+
+    Attributes:
+        subject: the adapter in training.
+        vectors: what is trained of it.
+        wants_needs: whether `vectors.needs` are to be filled.
+        by_noise: whether noisy examples train the leading part of each spectrum alone.
+        base_prior: weight of the loss that keeps the class as the base says.
+    """
+
+    subject: Subject
+    vectors: Vectors
+    wants_needs: bool = False
+    by_noise: bool = False
+    base_prior: float = 0.0
+
+
 @dataclass(frozen=True)
 class Adapted:
     """A pipeline's models made trainable.
@@ -54,13 +78,15 @@ class Adapted:
         parameters: what is trained.
         save: writes what was learned into a folder, as its users would.
         merge: puts what was learned into the models' own weights; training is over then.
-        pruner: prunes the parameters while they are trained, if the method does.
+        after_step: what the method does after each optimizer step.
+        own: if it is SVFit.
     """
 
     parameters: list[nn.Parameter]
     save: Callable[[Path], None]
     merge: Callable[[], None] = _leave
-    pruner: Pruner | None = None
+    after_step: AfterStep = _go_on
+    own: Own | None = None
 
     def file_bytes(self) -> int:
         """Size of what `save` writes."""
@@ -69,45 +95,86 @@ class Adapted:
             return sum(path.stat().st_size for path in Path(folder).iterdir())
 
     def value_count(self) -> int:
-        """Number of values that were trained and kept."""
-        if self.pruner is not None:
-            return int(self.pruner.live.sum())
+        """Number of values that were trained and kept: none that a rule left at zero."""
+        if self.after_step is not _go_on:
+            return sum(int(parameter.count_nonzero()) for parameter in self.parameters)
         return sum(parameter.numel() for parameter in self.parameters)
 
 
-def svfit(rank: Rank = 1.0, target: str = "attention", budget: int | None = None) -> Adapt:
-    """Train δ, the shift of the singular values."""
+def svfit(
+    rank: Rank = 1.0,
+    target: str | tuple[str, ...] = "attention",
+    *rules: Rule,
+    wants_needs: bool = False,
+    by_noise: bool = False,
+    base_prior: float = 0.0,
+) -> Adapt:
+    """Train δ, the shift of the singular values.
+
+    Args:
+        rank: as the trainer's.
+        target: the same.
+        rules: what else is done after each step, one after the other.
+        wants_needs: as in `Own`, like the others.
+        by_noise: the same.
+        base_prior: the same.
+    """
 
     def adapt(models: Models, steps: int) -> Adapted:
         config = SVFitConfig(rank=rank, target=target)
-        injections = {
-            name: inject(model, config, _NAME, show_progress=False)
-            for name, model in models.items()
-        }
-        for injection in injections.values():
-            injection.set_trainable(_NAME, True)
-        parameters = [p for i in injections.values() for _, p in i.sigma_parameters(_NAME)]
+        subject = Subject(models, config, show_progress=False, name=_NAME)
+        subject.set_trainable(True)
         metadata = AdapterMetadata(
-            fingerprints={name: i.fingerprint(_NAME) for name, i in injections.items()},
+            fingerprints=subject.fingerprints,
             rank=dict.fromkeys(models, str(rank)),
-            target=dict.fromkeys(models, target),
+            target=dict.fromkeys(models, str(target)),
         )
-
-        pruner = Pruner(parameters, budget, steps) if budget else None
+        vectors = Vectors(subject.parameters(), _singular_values(subject), attention_values(models))
+        own = Own(subject, vectors, wants_needs, by_noise, base_prior)
 
         def save(folder: Path) -> None:
             adapter = collect_adapter(models, _NAME, metadata)
-            if pruner is not None:
+            if rules:
                 adapter = without_idle_layers(models, _NAME, adapter)
             write_adapter(folder / "pytorch_svfit_weights.safetensors", adapter)
 
         def merge() -> None:
-            for injection in injections.values():
-                injection.set_trainable(_NAME, False)
+            subject.set_trainable(False)
 
-        return Adapted(parameters, save, merge, pruner)
+        after_step = _one_after_the_other([rule(vectors, steps) for rule in rules])
+        return Adapted(vectors.deltas, save, merge, after_step, own)
 
     return adapt
+
+
+def attention_values(models: Models) -> int:
+    """How many singular values the attention projections of the models have."""
+    return sum(
+        min(layer.weight.shape)
+        for model in models.values()
+        for layer in select_targets(model, "attention").values()
+    )
+
+
+def _singular_values(subject: Subject) -> list[Tensor]:
+    """Of the base, beside each of the subject's parameters."""
+    return [
+        shifted.basis.sigma[: shifted.deltas[_NAME].numel()].float()
+        for injection in subject.injections.values()
+        for shifted in injection.layers.values()
+        if _NAME in shifted.deltas
+    ]
+
+
+def _one_after_the_other(rules: Sequence[AfterStep]) -> AfterStep:
+    if not rules:
+        return _go_on
+
+    def after_step(step: int) -> None:
+        for rule in rules:
+            rule(step)
+
+    return after_step
 
 
 def peft(configure: Callable[[str], PeftConfig]) -> Adapt:

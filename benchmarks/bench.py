@@ -17,7 +17,7 @@ from PIL import Image
 from benchmarks.adapting import Adapted, Models
 from benchmarks.cells import CURVE_METHODS, Cell, CellStore, Setup, file_stem
 from benchmarks.extractors import Extractor, HubExtractor, ToyboxExtractor
-from benchmarks.finetune import drawing_arguments, train
+from benchmarks.finetune import OtherPhotos, drawing_arguments, train
 from benchmarks.fronts import STRENGTHS
 from benchmarks.judging import Judge
 from benchmarks.measuring import isolated
@@ -28,10 +28,24 @@ from benchmarks.subjects import Subject, read_subject
 from svfit_diffusion.families import family_of
 from svfit_diffusion.files.atomic import write_atomically
 from svfit_diffusion.training.base import BaseSource, load_base
+from svfit_diffusion.training.checks import trained_text_encoders
 from svfit_diffusion.training.class_images import generate_class_images
 from svfit_diffusion.training.photos import Photo, load_photos
 
 _CLASS_IMAGES = 32
+_GENERIC_IMAGES = 4
+_GENERIC_PROMPTS = (
+    "a photo of an apple on the table",
+    "a photo of a train at night",
+    "a photo of a guitar in a city",
+    "a photo of a frog in the jungle",
+    "a photo of a chair on a carpet",
+    "a photo of a ship on the water",
+    "a drawing of a lion",
+    "a photo of a hat",
+)
+"""Of things that drift is not judged by."""
+
 _LOOKS = (0.25, 0.5)
 """Where on the way a run is judged, as shares of the steps."""
 
@@ -68,6 +82,17 @@ class Bench:
                     batch_size=16,
                     seed=0,
                 )
+        for prompt in _GENERIC_PROMPTS:
+            generate_class_images(
+                self._pipe,
+                self._generic_folder(prompt),
+                prompt,
+                _GENERIC_IMAGES,
+                arguments,
+                batch_size=_GENERIC_IMAGES,
+                seed=0,
+                show_progress=False,
+            )
 
     def subject(self, name: str) -> Subject:
         """Read a subject's folder."""
@@ -123,8 +148,8 @@ class Bench:
         return ToyboxExtractor(folder, base / "tokenizer", self._family.native_size)
 
     def _fresh_pipe(self) -> tuple[Any, Models]:
-        """A pipeline with its own copies of the models that learn, and those, frozen."""
-        names = (self._family.denoiser, *self._family.trained_text_encoders)
+        """A pipeline with its own copies of the models that learn by default, and those, frozen."""
+        names = (self._family.denoiser, *trained_text_encoders(self._family, None))
         models: Models = {
             name: copy.deepcopy(getattr(self._pipe, name)).requires_grad_(False) for name in names
         }
@@ -140,8 +165,8 @@ class Bench:
         """The steps' numbers as they are done; none for the base."""
         if not adapted.parameters:
             return ()
-        photos = self._class_photos(subject)
-        return train(pipe, adapted, subject, photos, self._recipe, cell.learning_rate, cell.seed)
+        others = OtherPhotos(self._class_photos(subject), self._generic_photos())
+        return train(pipe, adapted, subject, others, self._recipe, cell.learning_rate, cell.seed)
 
     def _looks(self, cell: Cell) -> set[int]:
         if cell.method not in CURVE_METHODS or cell.seed != 0:
@@ -150,6 +175,17 @@ class Bench:
 
     def _class_folder(self, subject: Subject) -> Path:
         return self._setup.folder / "class_images" / subject.class_name
+
+    def _generic_folder(self, prompt: str) -> Path:
+        return self._setup.folder / "generic" / file_stem(prompt)
+
+    def _generic_photos(self) -> list[Photo]:
+        return [
+            photo
+            for prompt in _GENERIC_PROMPTS
+            if self._generic_folder(prompt).is_dir()
+            for photo in load_photos(self._generic_folder(prompt), prompt)
+        ]
 
     def _class_photos(self, subject: Subject) -> list[Photo]:
         if not self._recipe.prior_loss_weight:

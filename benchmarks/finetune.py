@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers.optimization import get_scheduler
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
-from benchmarks.adapting import Adapted
+from benchmarks.adapting import Adapted, Own
+from benchmarks.rules import Vectors, leading_by_noise
 from benchmarks.subjects import Prompt, Subject
-from svfit_diffusion.families import Family, family_of
+from svfit_diffusion.families import Family, NoiseProcess, family_of
 from svfit_diffusion.files.scratch import Scratch
+from svfit_diffusion.training.checks import trained_text_encoders
 from svfit_diffusion.training.config import TrainingConfig
-from svfit_diffusion.training.objective import Objective
+from svfit_diffusion.training.objective import BasePrior, Objective
 from svfit_diffusion.training.optimization import make_optimizer
-from svfit_diffusion.training.photo_set import photo_sets
+from svfit_diffusion.training.photo_set import PhotoSet, photo_sets
 from svfit_diffusion.training.photos import Photo, load_photos
 
 _WARMUP_SHARE = 0.05
 _CONTROL_SEED = 1_000_000
+_NEEDS_EXAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,24 @@ class Recipe:
     rounds: int = 2
 
 
+@dataclass(frozen=True)
+class OtherPhotos:
+    """What the base draws, with its prompts.
+
+    Attributes:
+        of_class: for prior preservation; none without it.
+        generic: of many things.
+    """
+
+    of_class: Sequence[Photo] = ()
+    generic: Sequence[Photo] = ()
+
+
 def train(
     pipe: Any,
     adapted: Adapted,
     subject: Subject,
-    class_photos: list[Photo],
+    others: OtherPhotos,
     recipe: Recipe,
     learning_rate: float,
     seed: int,
@@ -63,7 +79,7 @@ def train(
         pipe: whose models `adapted` made trainable.
         adapted: what to train.
         subject: what to learn.
-        class_photos: images of the class by the base, with its prompt; for prior preservation.
+        others: what the base draws, for those that look at it.
         recipe: steps and batch.
         learning_rate: at its peak.
         seed: of the examples and their noise.
@@ -76,22 +92,22 @@ def train(
         snr_gamma=recipe.snr_gamma,
     )
     family = family_of(pipe)
-    kinds = [load_photos(subject.folder, subject.instance_prompt)]
+    process = family.noise_process(config.noise)
+    own = adapted.own
+    if own and own.wants_needs:
+        own.vectors.needs.extend(_needs(own, family, process, others.generic))
+    kinds: list[Sequence[Photo]] = [load_photos(subject.folder, subject.instance_prompt)]
     if recipe.prior_loss_weight:
-        kinds.append(class_photos)
-    sets = photo_sets(
+        kinds.append(others.of_class)
+    prior_weight = own.base_prior if own and own.base_prior else recipe.prior_loss_weight
+    objective = Objective(
         family,
-        kinds,
-        family.native_size,
-        aspect_buckets=False,
-        center_crop=True,
-        random_flip=False,
-        proportion_empty_prompts=0.0,
-        scratch=Scratch(),
+        process,
+        _encoded(family, kinds),
+        seed,
+        base_prior=BasePrior(subject.class_prompt, None) if own and own.base_prior else None,
+        subject=own.subject if own else None,
     )
-    for photo_set in sets:
-        photo_set.cache_latents()
-    objective = Objective(family, family.noise_process(config.noise), sets, seed)
     optimizer = make_optimizer(
         config.optimizer_settings, [{"params": adapted.parameters, "lr": learning_rate}]
     )
@@ -103,17 +119,69 @@ def train(
     )
     for step in range(recipe.steps):
         positions = list(range(step * recipe.batch, (step + 1) * recipe.batch))
-        instance, prior = objective.losses(positions)
-        total = instance if prior is None else instance + recipe.prior_loss_weight * prior
-        total.backward()
+        if own and own.by_noise:
+            _backward_by_noise(objective, positions, own.vectors)
+        else:
+            instance, prior = objective.losses(positions)
+            total = instance if prior is None else instance + prior_weight * prior
+            total.backward()
         nn.utils.clip_grad_norm_(adapted.parameters, config.max_grad_norm)
         optimizer.step()
         schedule.step()
-        if adapted.pruner is not None:
-            adapted.pruner.weigh()
-            adapted.pruner.prune(step + 1)
+        adapted.after_step(step + 1)
         optimizer.zero_grad()
         yield step + 1
+
+
+def _encoded(family: Family, kinds: Sequence[Sequence[Photo]]) -> list[PhotoSet]:
+    """Photos as the denoiser takes them."""
+    sets = photo_sets(
+        family,
+        [list(kind) for kind in kinds],
+        family.native_size,
+        aspect_buckets=False,
+        center_crop=True,
+        random_flip=False,
+        proportion_empty_prompts=0.0,
+        scratch=Scratch(),
+    )
+    for photo_set in sets:
+        photo_set.cache_latents()
+        if not trained_text_encoders(family, None):
+            photo_set.cache_conditions()
+    return sets
+
+
+def _needs(
+    own: Own, family: Family, process: NoiseProcess, generic: Sequence[Photo]
+) -> list[Tensor]:
+    """Mean squared gradients of the loss on what the base draws, by the vectors at zero."""
+    objective = Objective(family, process, _encoded(family, [generic]), 0, subject=own.subject)
+    deltas = own.vectors.deltas
+    needs = [torch.zeros_like(delta) for delta in deltas]
+    for position in range(_NEEDS_EXAMPLES):
+        loss, _ = objective.losses([position])
+        for need, gradient in zip(
+            needs, torch.autograd.grad(loss, deltas, materialize_grads=True), strict=True
+        ):
+            need.addcmul_(gradient, gradient, value=1 / _NEEDS_EXAMPLES)
+    return needs
+
+
+def _backward_by_noise(objective: Objective, positions: list[int], vectors: Vectors) -> None:
+    """Gradients of the mean loss, of which noisy examples leave the lower spectrum out."""
+    noise = {position: _noise_share(objective, position) for position in positions}
+    for position in sorted(noise, key=noise.__getitem__, reverse=True):
+        loss, _ = objective.losses([position])
+        (loss / len(positions)).backward()
+        leading_by_noise(vectors.deltas, noise[position])
+
+
+def _noise_share(objective: Objective, position: int) -> float:
+    """How much of what the denoiser is shown of an example is noise, 0 to 1."""
+    (example,) = objective.shares([position])[0].examples()
+    ones = torch.ones(1, 1, 1, 1)
+    return float(objective.process.noisy(torch.zeros_like(ones), ones, example.time[None]))
 
 
 def drawing_arguments(family: Family, recipe: Recipe) -> dict[str, Any]:

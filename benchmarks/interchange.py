@@ -23,7 +23,7 @@ from PIL import Image, ImageChops
 
 import svfit_diffusion  # noqa: F401  (gives pipelines the adapter methods)
 from benchmarks.adapting import lora
-from benchmarks.finetune import Recipe, train
+from benchmarks.finetune import OtherPhotos, Recipe, train
 from benchmarks.report import RESULTS, print_table, write_report
 from benchmarks.subjects import read_subject
 from svfit_diffusion.adapters.components import models_of
@@ -117,7 +117,7 @@ def share_row(subject: str, rank: int, steps: int) -> dict[str, Any]:
         pipe,
         adapted,
         read_subject(_SAMPLES / "subjects" / subject),
-        [],
+        OtherPhotos(),
         Recipe(steps),
         _LORA_RATE,
         0,

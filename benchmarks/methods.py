@@ -9,6 +9,16 @@ from typing import Any
 from peft import IA3Config, OFTConfig, PsoftConfig, TinyLoraConfig
 
 from benchmarks.adapting import ATTENTION, Adapt, full, lora, nothing, peft, svfit
+from benchmarks.rules import (
+    anchored,
+    averaged,
+    budget,
+    careful,
+    chosen,
+    part,
+    rates_by_sigma,
+)
+from benchmarks.sparse_core import sparse_core
 
 _FEED_FORWARD = {
     "unet": ["ff.net.2"],
@@ -75,13 +85,17 @@ METHODS: Sequence[Method] = (
     Method("SVFit, rank 32", svfit(32), _SIGMA_RATES, "SVFit"),
     Method("SVFit, all layers", svfit(target="all"), _ALL_SIGMA_RATES, "SVFit, all layers"),
     Method(
-        "SVFit, all layers, budget 11520",
-        svfit(target="all", budget=11520),  # as many as Toybox's attention has at full rank
+        "SVFit, all layers, as many",  # as attention has at full rank: 1/16 of LoRA's of rank 8
+        svfit(1.0, "all", budget()),
         _ALL_SIGMA_RATES,
         "SVFit, all layers",
     ),
-    Method("SVFit, budget 3000", svfit(budget=3000), _SIGMA_RATES, "SVFit, budget"),
-    Method("SVFit, budget 1000", svfit(budget=1000), _SIGMA_RATES, "SVFit, budget"),
+    Method(
+        "SVFit, budget 3000", svfit(1.0, "attention", budget(3000)), _SIGMA_RATES, "SVFit, budget"
+    ),
+    Method(
+        "SVFit, budget 1000", svfit(1.0, "attention", budget(1000)), _SIGMA_RATES, "SVFit, budget"
+    ),
     Method("LoRA, r=8", lora(8), _LORA_RATES, "LoRA"),
     Method("LoRA, r=1", lora(1), _LORA_RATES, "LoRA"),
     Method("PiSSA, r=8", lora(8, "pissa"), _LORA_RATES, "PiSSA"),
@@ -93,6 +107,49 @@ METHODS: Sequence[Method] = (
 )
 
 
+_TIMELESS = "|".join(
+    (
+        r".*\.attn\d?\.(to_(q|k|v|out\.0)|add_[qkv]_proj|to_add_out)",
+        r".*\.ff(_context)?\.net\.(0\.proj|2)",
+        r".*\.proj_(mlp|out|in)",
+        r".*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)",
+        r".*\.(conv[12]|conv_shortcut)",
+    )
+)
+"""All layers of blocks but those of time and of norms."""
+
+
+def _idea(name: str, adapt: Adapt, rates: tuple[float, ...] = _ALL_SIGMA_RATES) -> Method:
+    return Method(name, adapt, rates, "ideas")
+
+
+IDEAS: Sequence[Method] = (
+    *(
+        _idea(f"SVFit, {which} half", svfit(1.0, "attention", part(which)), _SIGMA_RATES)
+        for which in ("top", "bottom", "spread")
+    ),
+    _idea("SVFit, rates by √σ", svfit(1.0, "attention", rates_by_sigma(0.5)), _SIGMA_RATES),
+    _idea("SVFit, rates by σ", svfit(1.0, "attention", rates_by_sigma(1.0)), _SIGMA_RATES),
+    _idea("SVFit, averaged", svfit(1.0, "attention", averaged(0.95)), _SIGMA_RATES),
+    _idea("SVFit, noisy steps lead", svfit(1.0, "attention", by_noise=True), _SIGMA_RATES),
+    _idea("SVFit, careful", svfit(1.0, "attention", careful, wants_needs=True), _SIGMA_RATES),
+    _idea(
+        "SVFit, anchored", svfit(1.0, "attention", anchored(0.01), wants_needs=True), _SIGMA_RATES
+    ),
+    _idea("SVFit, base's prior", svfit(1.0, "attention", base_prior=1.0), _SIGMA_RATES),
+    _idea("SVFit, all layers, chosen", svfit(1.0, "all", chosen)),
+    _idea("SVFit, no time or norms", svfit(1.0, _TIMELESS)),
+    _idea(
+        "SVFit, all layers, as many, careful",
+        svfit(1.0, "all", careful, budget(), wants_needs=True),
+    ),
+    _idea("SVFit, all layers, as many, base's prior", svfit(1.0, "all", budget(), base_prior=1.0)),
+    *(_idea(f"SVFit, all layers, rank {rank}", svfit(rank, "all")) for rank in (32, 64, 128)),
+    _idea("sparse core", sparse_core, (1e-3, 3e-3, 1e-2, 3e-2)),
+)
+"""What was tried for a better front."""
+
+
 def find_method(name: str) -> Method:
     """The method of that name."""
-    return next(method for method in METHODS if method.name == name)
+    return next(method for method in (*METHODS, *IDEAS) if method.name == name)

@@ -25,7 +25,7 @@ from benchmarks import quality_pictures
 from benchmarks.bench import Bench, measure_peak_memory, run_cell
 from benchmarks.cells import Cell, CellStore, Setup
 from benchmarks.finetune import Recipe
-from benchmarks.methods import METHODS
+from benchmarks.methods import IDEAS, METHODS
 from benchmarks.quality_rows import BASE, REFERENCE, Runs, choose_rates, flat, summary_row
 from benchmarks.report import RESULTS, ROOT, Row, print_table, write_report
 from benchmarks.row_store import run_missing
@@ -73,11 +73,12 @@ def main() -> None:
     """Sweep the learning rates, run all cells, print the table, write results and pictures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     names = [method.name for method in METHODS]
+    known = [method.name for method in (*METHODS, *IDEAS)]
     parser.add_argument("--base", default=str(ROOT / "samples" / "toybox"))
     parser.add_argument("--subjects_dir", type=Path, default=ROOT / "samples" / "subjects")
     parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS))
     parser.add_argument("--tuning_subjects", nargs="+", default=list(TUNING_SUBJECTS))
-    parser.add_argument("--methods", nargs="+", choices=names, default=names)
+    parser.add_argument("--methods", nargs="+", choices=known, default=names)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--prior_loss_weight", type=float, default=Recipe.prior_loss_weight)
@@ -97,7 +98,7 @@ def main() -> None:
     store = CellStore(setup)
     Bench(setup).prepare([*options.subjects, *options.tuning_subjects])
     # What the others are compared with is always there.
-    methods = [m for m in METHODS if m.name in {BASE, REFERENCE, *options.methods}]
+    methods = [m for m in (*METHODS, *IDEAS) if m.name in {BASE, REFERENCE, *options.methods}]
     seeds = options.seeds
 
     run_all(

@@ -32,7 +32,7 @@ _EQUAL_PANELS = {
 _FRONT_METHODS = (
     "SVFit",
     "SVFit, all layers",
-    "SVFit, all layers, budget 11520",
+    "SVFit, all layers, as many",
     "SVFit, budget 1000",
     "LoRA, r=8",
     "LoRA, r=1",
