@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from benchmarks.adapting import Adapted, Own
 from benchmarks.rules import Vectors, leading_by_noise
 from benchmarks.subjects import Prompt, Subject
-from svfit_diffusion.families import Family, NoiseProcess, family_of
+from svfit_diffusion.families import Family, NoiseProcess, NoiseSettings, family_of
+from svfit_diffusion.families.diffusion import Diffusion
 from svfit_diffusion.files.scratch import Scratch
 from svfit_diffusion.training.checks import trained_text_encoders
 from svfit_diffusion.training.config import TrainingConfig
@@ -36,7 +37,7 @@ class Recipe:
         steps: optimizer steps.
         batch: photos per step, and as many class images if there is prior preservation.
         prior_loss_weight: weight of the loss on class images; 0 is no prior preservation.
-        snr_gamma: γ of Min-SNR weighting of the loss; 0 is none.
+        snr_gamma: γ of Min-SNR weighting of the loss, where a base predicts ε or v; 0 is none.
         inference_steps: of generated images.
         guidance: of generated images; the base's own without.
         rounds: images per prompt.
@@ -84,14 +85,15 @@ def train(
         learning_rate: at its peak.
         seed: of the examples and their noise.
     """
+    family = family_of(pipe)
+    has_snr = isinstance(family.noise_process(NoiseSettings()), Diffusion)
     config = TrainingConfig(
         pretrained_model_name_or_path="unused",
         instance_data_dir=str(subject.folder),
         instance_prompt=subject.instance_prompt,
         learning_rate=learning_rate,
-        snr_gamma=recipe.snr_gamma,
+        snr_gamma=recipe.snr_gamma if has_snr else 0.0,
     )
-    family = family_of(pipe)
     process = family.noise_process(config.noise)
     own = adapted.own
     if own and own.wants_needs:

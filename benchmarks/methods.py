@@ -107,7 +107,7 @@ METHODS: Sequence[Method] = (
 )
 
 
-_TIMELESS = "|".join(
+_BLOCKS = "|".join(
     (
         r".*\.attn\d?\.(to_(q|k|v|out\.0)|add_[qkv]_proj|to_add_out)",
         r".*\.ff(_context)?\.net\.(0\.proj|2)",
@@ -138,13 +138,13 @@ IDEAS: Sequence[Method] = (
     ),
     _idea("SVFit, base's prior", svfit(1.0, "attention", base_prior=1.0), _SIGMA_RATES),
     _idea("SVFit, all layers, chosen", svfit(1.0, "all", chosen)),
-    _idea("SVFit, no time or norms", svfit(1.0, _TIMELESS)),
+    _idea("SVFit, blocks", svfit(1.0, _BLOCKS)),
     _idea(
         "SVFit, all layers, as many, careful",
         svfit(1.0, "all", careful, budget(), wants_needs=True),
     ),
     _idea("SVFit, all layers, as many, base's prior", svfit(1.0, "all", budget(), base_prior=1.0)),
-    *(_idea(f"SVFit, all layers, rank {rank}", svfit(rank, "all")) for rank in (32, 64, 128)),
+    *(_idea(f"SVFit, blocks, rank {rank}", svfit(rank, _BLOCKS)) for rank in (32, 64, 128)),
     _idea("sparse core", sparse_core, (1e-3, 3e-3, 1e-2, 3e-2)),
 )
 """What was tried for a better front."""

@@ -75,24 +75,33 @@ def run(task: Task, setup: Setup, cell: TaskCell) -> Row:
     """Train once and judge.
 
     Returns:
-        accuracies on `validation` and `test`, the trained `values` beside the head's, the mean
-        `loss` of the last tenth of the steps, and seconds.
+        accuracies on `validation` and `test`, the `values` trained and kept beside the head's, the
+        mean `loss` of the last tenth of the steps, and seconds.
     """
     started = time.perf_counter()
     examples = drawn(task.pool, setup.sizes.train, cell.seed)
     torch.manual_seed(cell.seed)  # PEFT draws its first values
     classifier = task.classifier()
-    classifier.encoder = find_method(cell.method).adapt(classifier.encoder)
+    method = find_method(cell.method)
+    classifier.encoder = method.adapt(classifier.encoder)
     classifier.to(setup.device)
     clock = time.perf_counter()
     losses = list(
-        train(classifier, examples, setup.recipe, cell.learning_rate, cell.seed, setup.device)
+        train(
+            classifier,
+            examples,
+            setup.recipe,
+            cell.learning_rate,
+            cell.seed,
+            setup.device,
+            method.budget,
+        )
     )
     trained = time.perf_counter() - clock
     return {
         "validation": accuracy(classifier, task.validation, setup.device),
         "test": accuracy(classifier, task.test, setup.device),
-        "values": sum(p.numel() for p in trained_parameters(classifier.encoder)),
+        "values": method.budget or sum(p.numel() for p in trained_parameters(classifier.encoder)),
         "loss": fmean(losses[-max(1, len(losses) // 10) :]),
         "train_seconds": trained,
         "seconds": time.perf_counter() - started,

@@ -44,12 +44,14 @@ class TaskMethod:
         adapt: makes a frozen encoder trainable.
         learning_rates: to choose from, as many for every method; the head's own stays the same,
             except where it is all that is trained.
+        budget: how many of its values are kept, the most useful ones; all, if none.
     """
 
     name: str
     family: str
     adapt: Adapt
     learning_rates: tuple[float, ...]
+    budget: int | None = None
 
 
 def _peft(configure: Callable[[], PeftConfig]) -> Adapt:
@@ -101,24 +103,25 @@ def _everything(encoder: nn.Module) -> nn.Module:
     return encoder.requires_grad_(True)
 
 
-_SIGMA_RATES = (0.01, 0.03, 0.1)
-_LORA_RATES = (1e-3, 3e-3, 1e-2)
-_SCALE_RATES = (1e-2, 3e-2, 1e-1)
+_SIGMA_RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
+_LORA_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+_SCALE_RATES = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 
 METHODS: Sequence[TaskMethod] = (
-    TaskMethod("linear probe", "linear probe", _nothing, (1e-3, 3e-3, 1e-2)),
+    TaskMethod("linear probe", "linear probe", _nothing, (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)),
     TaskMethod("SVFit", "SVFit", _svfit(1.0), _SIGMA_RATES),
     TaskMethod("SVFit, energy 0.9", "SVFit", _svfit(0.9), _SIGMA_RATES),
     TaskMethod("SVFit, rank 64", "SVFit", _svfit(64), _SIGMA_RATES),
     TaskMethod("SVFit, rank 8", "SVFit", _svfit(8), _SIGMA_RATES),
+    TaskMethod("SVFit, budget 1000", "SVFit, budget", _svfit(1.0), _SIGMA_RATES, budget=1000),
     TaskMethod(REFERENCE, "LoRA", _lora(8), _LORA_RATES),
     TaskMethod("LoRA, r=1", "LoRA", _lora(1), _LORA_RATES),
-    TaskMethod("PiSSA, r=8", "PiSSA", _lora(8, "pissa"), (3e-4, 1e-3, 3e-3)),
+    TaskMethod("PiSSA, r=8", "PiSSA", _lora(8, "pissa"), (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)),
     TaskMethod("(IA)³", "(IA)³", _peft(_ia3), _SCALE_RATES),
-    TaskMethod("BitFit", "BitFit", _biases, (1e-3, 3e-3, 1e-2)),
-    TaskMethod("full", "full", _everything, (3e-5, 1e-4, 3e-4)),
+    TaskMethod("BitFit", "BitFit", _biases, _LORA_RATES),
+    TaskMethod("full", "full", _everything, (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)),
     TaskMethod("VeRA, r=64", "VeRA", _peft(_vera), _SCALE_RATES),
-    TaskMethod("OFT, blocks of 8", "OFT", _peft(_oft), (1e-3, 3e-3, 1e-2)),
+    TaskMethod("OFT, blocks of 8", "OFT", _peft(_oft), _LORA_RATES),
     TaskMethod("TinyLoRA, u=64", "TinyLoRA", _peft(_tiny_lora), _SCALE_RATES),
 )
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from benchmarks.tasks.classifier import Classifier
 from benchmarks.tasks.examples import Examples, shuffled
+from svfit_diffusion.training.budget import Pruner
 
 _EVALUATED = 64
 """Examples in a batch of no gradients."""
@@ -38,7 +39,13 @@ def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
 
 
 def train(
-    classifier: Classifier, examples: Examples, recipe: Recipe, rate: float, seed: int, device: str
+    classifier: Classifier,
+    examples: Examples,
+    recipe: Recipe,
+    rate: float,
+    seed: int,
+    device: str,
+    budget: int | None = None,
 ) -> Iterator[float]:
     """Train what wants gradients; the loss of each step.
 
@@ -49,6 +56,7 @@ def train(
         rate: the peak learning rate of what is trained in the encoder, else of the head.
         seed: of the examples' order.
         device: of the classifier.
+        budget: how many of the encoder's trained values are kept, all of them zero at the start.
     """
     own = trained_parameters(classifier.encoder)
     head_rate = recipe.head_learning_rate if own else rate
@@ -58,12 +66,14 @@ def train(
         groups.append({"params": own, "lr": rate})
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     rising = max(1, recipe.steps // 10)
+    pruner = Pruner(own, budget, recipe.steps) if budget else None
 
     def share(step: int) -> float:
         return min((step + 1) / rising, (recipe.steps - step) / max(1, recipe.steps - rising))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
-    for where in shuffled(len(examples), recipe.batch, recipe.steps, seed):
+    batches = shuffled(len(examples), recipe.batch, recipe.steps, seed)
+    for step, where in enumerate(batches, 1):
         inputs, labels = examples.batch(where, device)
         loss = F.cross_entropy(classifier(inputs), labels)
         optimizer.zero_grad()
@@ -71,6 +81,9 @@ def train(
         nn.utils.clip_grad_norm_([*head, *own], 1.0)
         optimizer.step()
         schedule.step()
+        if pruner:
+            pruner.weigh()
+            pruner.prune(step)
         yield loss.item()
 
 

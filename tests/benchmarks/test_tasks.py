@@ -118,6 +118,14 @@ def test_values_of_svfit_are_the_ranks(task: Task) -> None:
     assert values["LoRA, r=1"] == layers * 2 * WIDTH
 
 
+def test_a_budget_leaves_the_other_values_as_they_were(task: Task) -> None:
+    classifier = task.classifier()
+    classifier.encoder = find_method("SVFit").adapt(classifier.encoder)
+    recipe, own = Recipe(steps=20, batch=4), trained_parameters(classifier.encoder)
+    list(train(classifier, task.pool, recipe, 0.03, 0, "cpu", budget=11))
+    assert sum(int(parameter.count_nonzero()) for parameter in own) == 11
+
+
 def test_training_learns_and_is_the_same_again(task: Task) -> None:
     recipe = Recipe(steps=60, batch=8)
     losses = []
@@ -145,17 +153,18 @@ def fill(store: RowStore, method: TaskMethod, accuracies: dict[float, list[float
 def filled(tmp_path: Path) -> RowStore:
     store = RowStore(tmp_path / "runs")
     for method in METHODS:
-        low, middle, high = method.learning_rates
+        lowest, low, middle, *high = method.learning_rates
         better = 0.05 if method.name == "SVFit" else 0.0
         best = [0.7 + better, 0.8 + better, 0.75 + better]
-        fill(store, method, {low: [0.6], middle: best, high: [0.7 + better - 1e-9]})
+        others = {rate: [0.7 + better - 1e-9] for rate in high}
+        fill(store, method, {lowest: [0.5], low: [0.6], middle: best} | others)
     return store
 
 
 def test_rates_and_rows_of_finished_runs(filled: RowStore) -> None:
     assert all(filled.has(cell) for cell in sweep(METHODS, 0))
     rates = choose_rates(filled, METHODS, 0)
-    assert rates == {method.name: method.learning_rates[1] for method in METHODS}
+    assert rates == {method.name: method.learning_rates[2] for method in METHODS}
     rows = {row["method"]: row for row in summary_rows(filled, METHODS, rates, [0, 1, 2])}
     assert rows["SVFit"]["test"]["mean"] == pytest.approx(0.8)
     assert rows["SVFit"]["test"]["stderr"] == pytest.approx(0.05 / 3**0.5)
@@ -186,7 +195,7 @@ def test_command_writes_table_and_picture_of_finished_runs(
     named = [row["method"] for row in report["rows"]]
     assert named == ["linear probe", "SVFit", REFERENCE, "BitFit"]
     assert report["setup"]["recipe"]["steps"] == 60
-    assert len(report["sweep"]) == 12
+    assert len(report["sweep"]) == 4 * 5
     with Image.open(tmp_path / "task_movies_quick.png") as picture:
         assert picture.width > picture.height > 100
     assert "80" in capsys.readouterr().out
