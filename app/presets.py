@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from svfit_diffusion.families import Family
 from svfit_diffusion.training import TrainingConfig
 from svfit_diffusion.training.preparation import DEFAULT_STEPS
 
@@ -30,3 +31,15 @@ PRESETS = {
     "thorough": Preset(steps=1000, learning_rate=_RATE, prior_preservation=True),
 }
 DEFAULT_PRESET = "balanced"
+
+_SMALL = 100_000_000
+
+
+def usual_target(family: Family | None) -> list[str]:
+    """The layers to train of a base's denoiser: all of a small one, which learns more by them;
+    attention of a large one, where bases of all layers take hours and gigabytes.
+    """
+    if family is None:
+        return ["attention"]
+    values = sum(parameter.numel() for parameter in family.model.parameters())
+    return ["all"] if values < _SMALL else ["attention"]

@@ -14,6 +14,7 @@ from .bases import Succession
 from .entrance.hosts import KnownHosts
 from .errors import UploadError
 from .exports import Exports
+from .first_steps import Example, examples_for
 from .generation import ImageGenerator
 from .library import AdapterLibrary
 from .owned_trainings import OwnedTrainings
@@ -50,6 +51,10 @@ class Services:
     exports: Exports
     hosts: KnownHosts
     succession: Succession[Services]
+
+    def examples(self) -> list[Example]:
+        """What a newcomer may begin with."""
+        return examples_for(self.settings.base, self.library.names())
 
     def close(self) -> None:
         """Stop a running training, keeping what it learned."""

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from .errors import SettingError
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
-"""The embedded base model and the sample adapters, in a clone; an installed package has none."""
+"""The embedded base models and the sample adapters, in a clone; an installed package has none."""
 
-_TOYBOX = str(SAMPLES / "toybox") if SAMPLES.is_dir() else ""
+_EMBEDDED = str(SAMPLES / "toybox_flow") if SAMPLES.is_dir() else ""
 
 _ADAPTERS = Path("outputs/adapters")
 _OUTPUTS = Path("outputs/app")
@@ -92,7 +92,7 @@ class AppSettings:
         SettingError: a value is out of range, or two contradict each other.
     """
 
-    base: str = _setting(_TOYBOX, "Base model: a folder, a single file or a hub id.")
+    base: str = _setting(_EMBEDDED, "Base model: a folder, a single file or a hub id.")
     adapters: Path = _setting(_ADAPTERS, "Folder of the adapters.")  # noqa: RUF009
     outputs: Path = _setting(_OUTPUTS, "Folder for pictures and trainings.")  # noqa: RUF009
     host: str = _setting("127.0.0.1", "Address to listen on; 0.0.0.0 lets the whole network in.")

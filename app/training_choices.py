@@ -15,7 +15,7 @@ from .base_model import BaseModel
 from .class_prompts import class_prompt_of
 from .errors import SettingError, at_field
 from .library import AdapterLibrary
-from .presets import DEFAULT_PRESET, PRESETS
+from .presets import DEFAULT_PRESET, PRESETS, usual_target
 from .settings import Limits
 from .training_machine import AUTO, TrainingMachine
 
@@ -42,7 +42,7 @@ class TrainingChoices:
         steps: optimizer steps.
         learning_rate: of the shifts.
         rank: singular values per layer, a number or a share of the energy.
-        target: layers.
+        target: layers; none for the usual.
         train_text_encoder: None where the base leaves no choice.
         prior_preservation: whether to train on pictures of the class, too.
         class_images: how many of them.
@@ -63,7 +63,7 @@ class TrainingChoices:
     steps: float | None = _START.steps
     learning_rate: float | None = _START.learning_rate
     rank: str = "1.0"
-    target: Sequence[str] = ("attention",)
+    target: Sequence[str] = ()
     train_text_encoder: bool | None = None
     prior_preservation: bool = _START.prior_preservation
     class_images: float | None = 48
@@ -131,7 +131,7 @@ class TrainingChoices:
                 learning_rate=rate,
                 lr_warmup_steps=min(_WARMUP, steps // 10),
                 rank=self.rank.strip(),
-                target=list(self.target) or ["attention"],
+                target=list(self.target) or usual_target(drawing.family),
                 train_text_encoder=self.train_text_encoder,
                 with_prior_preservation=self.prior_preservation,
                 num_class_images=images,

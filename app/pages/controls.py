@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from gradio.components import Component
 
 from svfit_diffusion.serving.picture import MAX_SEED
 
+from ..first_steps import PLAIN_PROMPT
 from ..picture import (
     OWN_SCHEDULER,
     PictureSettings,
@@ -18,11 +20,6 @@ from ..picture import (
 )
 from ..services import Services
 from .adapter_choice import AdapterChoice, adapter_choice
-
-SAMPLE_ADAPTER = "blue_car"
-SAMPLE_PROMPT = "a photo of sks car on the beach"
-PLAIN_PROMPT = "a photo of a teapot on a wooden floor"
-"""A prompt that needs no adapter."""
 
 # A slider each for the first of the adapters chosen, as far as there are sliders.
 _SHOW_SLIDERS = """(names, strengths) => {
@@ -39,8 +36,9 @@ _SHOW_SLIDERS = """(names, strengths) => {
 _SUGGEST_PROMPT = """(names, {prompts}, prompt) => {
   const [name, ...others] = names;
   const own = prompts[name];
-  const sample = name === "%s" ? [] : ["%s"];
-  const unwritten = ["", "%s", ...sample, ...Object.values(prompts)].includes(prompt.trim());
+  const [adapter, suggested, plain] = %s;
+  const first = name === adapter ? [] : [suggested];
+  const unwritten = ["", plain, ...first, ...Object.values(prompts)].includes(prompt.trim());
   return others.length || !own || !unwritten ? prompt : own;
 }"""
 _KEEP_STRENGTH = "(names, strengths, strength) => ({...strengths, [names[%d]]: strength})"
@@ -53,7 +51,7 @@ class Mixer:
 
     Attributes:
         choice: which adapters, for choosing.
-        strengths: strength by name, for reading: `{"blue_car": 1.0}`.
+        strengths: strength by name, for reading: `{"rex": 1.0}`.
         sliders: as many as adapters can be chosen; those in use are shown.
     """
 
@@ -89,7 +87,8 @@ def mixer(services: Services, tab: gr.Tab, page: str, prompt: gr.Textbox) -> Mix
         page: prefix of element ids.
         prompt: to be set to that of an adapter that is chosen alone.
     """
-    start = [SAMPLE_ADAPTER] if SAMPLE_ADAPTER in services.library.names() else []
+    first = services.examples()[0]
+    start = first.adapters
     most = services.limits.max_adapters
     choice = adapter_choice(
         services,
@@ -117,7 +116,7 @@ def mixer(services: Services, tab: gr.Tab, page: str, prompt: gr.Textbox) -> Mix
         None,
         [choice.field, choice.news, prompt],
         prompt,
-        js=_SUGGEST_PROMPT % (SAMPLE_ADAPTER, SAMPLE_PROMPT, PLAIN_PROMPT),
+        js=_SUGGEST_PROMPT % json.dumps([first.adapter, first.prompt, PLAIN_PROMPT]),
         api_visibility="private",
     )
     return mixer_
@@ -228,7 +227,7 @@ def _scheduler(services: Services, page: str) -> gr.Dropdown | gr.State:
 def prompt_box(services: Services, page: str) -> gr.Textbox:
     """Build the field for the prompt."""
     return gr.Textbox(
-        SAMPLE_PROMPT if SAMPLE_ADAPTER in services.library.names() else PLAIN_PROMPT,
+        services.examples()[0].prompt,
         lines=1,
         max_lines=4,
         label="Prompt",

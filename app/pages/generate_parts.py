@@ -10,9 +10,6 @@ from ..library import SUFFIX
 from ..services import Services
 from .album_section import build_album
 from .controls import (
-    PLAIN_PROMPT,
-    SAMPLE_ADAPTER,
-    SAMPLE_PROMPT,
     Mixer,
     Sampling,
     mixer,
@@ -23,16 +20,6 @@ from .controls import (
 )
 from .messages import status
 from .problems import problem_place
-
-EXAMPLES: tuple[tuple[str, list[str]], ...] = (
-    (SAMPLE_PROMPT, [SAMPLE_ADAPTER]),
-    ("a photo of sks car in the snow", [SAMPLE_ADAPTER]),
-    (PLAIN_PROMPT, []),
-    ("a cartoon of a cat in the jungle", []),
-    ("a 3d render of a robot in the city", []),
-    ("a flat drawing of a red mushroom on grass", []),
-)
-"""Prompts that work on the embedded base model, with the adapters they need."""
 
 
 @dataclass(frozen=True)
@@ -153,12 +140,11 @@ def lay_out(services: Services, tab: gr.Tab) -> GenerateParts:
 
 
 def _build_examples(services: Services, prompt: gr.Textbox, names: gr.Dropdown) -> None:
-    present = set(services.library.names())
-    usable = [[text, adapters] for text, adapters in EXAMPLES if present.issuperset(adapters)]
+    examples = services.examples()
     gr.Examples(
-        usable,
+        [[example.prompt, example.adapters] for example in examples],
         [prompt, names],
-        example_labels=[str(text) for text, _ in usable],
+        example_labels=[example.prompt for example in examples],
         label="Try",
         api_visibility="private",
         elem_id="generate-examples",

@@ -17,7 +17,8 @@ from ..settings import SAMPLES
 from .photo_editor import build_editor, edited, tile, wire_editor
 from .problems import explaining, problem_place
 
-_SAMPLE_PHOTOS = [str(path) for path in sorted((SAMPLES / "subjects" / "school_bus").glob("*.png"))]
+_BUS = SAMPLES / "flow_subjects" / "school_bus"
+_SAMPLE_PHOTOS = [str(path) for path in sorted(_BUS.glob("*.png"))]
 """For who has none at hand; an installed package brings none either."""
 
 

@@ -68,7 +68,7 @@ def _build_learning() -> dict[str, Component]:
             value=list(TrainingChoices.target),
             multiselect=True,
             label="Target",
-            info="Layers to train. Attention is usual; all learns more and forgets more.",
+            info="Layers to train. Empty: all of a small base model, attention of a large one.",
             elem_id="train-target",
         )
     return {"steps": steps, "learning_rate": learning_rate, "rank": rank, "target": target}

@@ -45,8 +45,8 @@ def test_the_first_start_draws_with_the_sample_adapter(
     client = Client(first_start[1], download_files=tmp_path, verbose=False)
     gallery, *_ = client.predict(steps=2, api_name="/generate")
     settings = read_settings(Path(gallery[0]["image"]), Limits())
-    assert settings.adapters == {"blue_car": 1}
-    assert (settings.width, settings.height) == (64, 64)
+    assert settings.adapters == {"flow_school_bus": 1}
+    assert (settings.width, settings.height) == (128, 128)
 
 
 def test_it_listens_on_this_machine_alone(

@@ -12,6 +12,7 @@ import torch
 from app.base_model import BaseModel
 from app.class_prompts import class_prompt_of
 from app.errors import SettingError
+from app.presets import usual_target
 from app.settings import Limits
 from app.training_choices import TrainingChoices, choices_of
 from app.training_machine import TrainingMachine
@@ -145,3 +146,12 @@ def test_a_gpu_takes_16_bits_and_saves_memory_where_it_is_short(
         assert machine.precision("auto") == precision
     monkeypatch.setattr(type(base.drawing.family), "float16", False)
     assert machine.precision("auto") == "no"
+
+
+def test_no_target_is_all_of_a_small_base_and_attention_of_a_large_one(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert GOOD.config(Limits(), base).target == ["all"]
+    monkeypatch.setattr("app.presets._SMALL", 1)
+    assert GOOD.config(Limits(), base).target == ["attention"]
+    assert usual_target(None) == ["attention"]
