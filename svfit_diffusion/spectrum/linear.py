@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from svfit_diffusion.spectrum.one_sided import OneSidedBasis, inputs_are_shorter
-from svfit_diffusion.spectrum.products import multiply, multiply_transposed
+from svfit_diffusion.spectrum.products import add_product, multiply, multiply_transposed
 
 _WIDE = 1024
 """Inputs from which on coefficients are kept instead of computed again from `x`, as they are for
@@ -107,12 +107,13 @@ class _FromInput(torch.autograd.Function):
     ) -> Tensor:
         vectors = near.to(x.dtype)
         z = multiply_transposed(_rows(x), vectors)
-        ctx.keeps_input = len(far) < len(near) and near.shape[1] < _WIDE
+        ctx.keeps_input = far.shape[0] < near.shape[0] and near.shape[1] < _WIDE
         kept = x if ctx.keeps_input else z
         ctx.save_for_backward(kept, delta, weight, near, far, inverse)
-        moved, rest = _spread(x, _scaled(z, delta * inverse), vectors, far)
-        y = linear(moved, weight, bias)
-        return y if rest is None else y.add_(rest.view_as(y))
+        head, tail = _scaled(z, delta * inverse).to(x.dtype).split(_parts(near, far), dim=1)
+        y = linear(_plus(x, head, vectors), weight, bias)
+        add_product(y.view(-1, y.shape[-1]), tail, far.to(y.dtype))
+        return y
 
     @staticmethod
     @once_differentiable
@@ -126,7 +127,7 @@ class _FromInput(torch.autograd.Function):
         delta_gradient = _summed(gz, z, delta) * inverse
         if not ctx.needs_input_grad[0]:
             return None, delta_gradient, *[None] * 5
-        gx += multiply(_scaled(gz, delta * inverse).to(gx.dtype), near)
+        add_product(gx, _scaled(gz, delta * inverse).to(gx.dtype), near)
         return gx.view(*gradient.shape[:-1], weight.shape[1]), delta_gradient, *[None] * 5
 
 
@@ -150,7 +151,8 @@ class _FromOutput(torch.autograd.Function):
         unbiased = _rows(y if bias is None else y - bias)
         z = _gather(unbiased, _rows(x), vectors, far)
         ctx.save_for_backward(z, delta, weight, near, far, inverse)
-        return y.add_(multiply(_scaled(z, delta * inverse).to(y.dtype), vectors).view_as(y))
+        add_product(y.view(-1, y.shape[-1]), _scaled(z, delta * inverse).to(y.dtype), vectors)
+        return y
 
     @staticmethod
     @once_differentiable
@@ -161,10 +163,10 @@ class _FromOutput(torch.autograd.Function):
         delta_gradient = _summed(gz, z, delta) * inverse
         if not ctx.needs_input_grad[0]:
             return None, delta_gradient, *[None] * 5
-        moved, rest = _spread(gradient, _scaled(gz, delta * inverse), near, far)
-        gx = multiply(_rows(moved), weight)
-        if rest is not None:
-            gx += rest
+        coefficients = _scaled(gz, delta * inverse).to(gradient.dtype)
+        head, tail = coefficients.split(_parts(near, far), dim=1)
+        gx = multiply(_rows(_plus(gradient, head, near)), weight)
+        add_product(gx, tail, far.to(gx.dtype))
         return gx.view(*gradient.shape[:-1], weight.shape[1]), delta_gradient, *[None] * 5
 
 
@@ -177,25 +179,25 @@ def _gather(near_side: Tensor, far_side: Tensor, near: Tensor, far: Tensor) -> T
 
     The scale of the head's is that of σ times the coefficients by the other side.
     """
-    head = len(near) - len(far)
+    head, tail = _parts(near, far)
     parts = []
     if head:
         parts.append(multiply_transposed(near_side, near[:head]))
-    if len(far):
+    if tail:
         parts.append(multiply_transposed(far_side, far.to(far_side.dtype)))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def _spread(
-    near_side: Tensor, coefficients: Tensor, near: Tensor, far: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """`near_side` plus the head's vectors, and what the tail's add on the other side, if any."""
-    head = len(near) - len(far)
-    coefficients = coefficients.to(near_side.dtype)
-    if head:
-        near_side = near_side + multiply(coefficients[:, :head], near[:head]).view_as(near_side)
-    rest = multiply(coefficients[:, head:], far.to(near_side.dtype)) if len(far) else None
-    return near_side, rest
+def _parts(near: Tensor, far: Tensor) -> tuple[int, int]:
+    """How many triplets are in the head, and in the tail."""
+    return near.shape[0] - far.shape[0], far.shape[0]
+
+
+def _plus(near_side: Tensor, coefficients: Tensor, near: Tensor) -> Tensor:
+    """`near_side` plus the vectors of the head, by coefficients `(N, head)`."""
+    if not coefficients.shape[1]:
+        return near_side
+    return near_side + multiply(coefficients, near[: coefficients.shape[1]]).view_as(near_side)
 
 
 def _scaled(coefficients: Tensor, scale: Tensor) -> Tensor:
@@ -258,14 +260,14 @@ def _shifted_weight(weight: Tensor, scale: Tensor, near: Tensor, far: Tensor) ->
         near: `(r, min(d_in, d_out))` float32.
         far: `(r − head, max(d_in, d_out))`.
     """
-    head, of_input = len(near) - len(far), inputs_are_shorter(*weight.shape)
+    (head, tail), of_input = _parts(near, far), inputs_are_shorter(*weight.shape)
     merged = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
     scaled = near * scale[:, None]
     if head:
         turn = multiply(near[:head].mT.contiguous(), scaled[:head])
         exact = weight.float()
         merged += multiply(exact, turn) if of_input else multiply(turn, exact)
-    if len(far):
+    if tail:
         other = far.float()
         left, right = (other, scaled[head:]) if of_input else (scaled[head:], other)
         merged += multiply(left.mT.contiguous(), right)
@@ -274,13 +276,13 @@ def _shifted_weight(weight: Tensor, scale: Tensor, near: Tensor, far: Tensor) ->
 
 def _inner_products(weight: Tensor, outer: Tensor, near: Tensor, far: Tensor) -> Tensor:
     """`uᵢᵀ G vᵢ`, `(r,)` float32, of `outer` `G`; in the head times σᵢ."""
-    head, of_input = len(near) - len(far), inputs_are_shorter(*weight.shape)
+    (head, tail), of_input = _parts(near, far), inputs_are_shorter(*weight.shape)
     parts = []
     if head:
         exact = weight.float()
         turned = multiply(exact.mT, outer) if of_input else multiply_transposed(outer, exact)
         parts.append(torch.linalg.vecdot(multiply(near[:head], turned), near[:head]))
-    if len(far):
+    if tail:
         other = far.float()
         left, right = (other, near[head:]) if of_input else (near[head:], other)
         parts.append(torch.linalg.vecdot(multiply(left, outer), right))

@@ -38,7 +38,7 @@ class OneSidedBasis:
     @property
     def head(self) -> int:
         """Number of leading triplets with one vector."""
-        return len(self.near) - len(self.far)
+        return self.near.shape[0] - self.far.shape[0]
 
     def truncated(self, rank: int) -> OneSidedBasis:
         """The `rank` leading triplets, as views."""
