@@ -45,7 +45,7 @@ def flux_step(device: str, rounds: int) -> list[Row]:
         if device == "cuda":
             halve_frozen(copies, half)
         trained[method.name] = adapted.value_count()
-        steps[method.name] = _step(copies["transformer"], adapted, device)
+        steps[method.name] = training_step(copies["transformer"], adapted, device)
     seconds = interleaved(steps, rounds, device)
     return [
         row | {"trained_values": trained[row["method"]]}
@@ -76,7 +76,7 @@ def _peak_bytes(name: str, device: str) -> int:
     adapted = method.adapt(models, _STEPS)
     if device == "cuda":
         halve_frozen(models, {})
-    step = _step(models["transformer"], adapted, device)
+    step = training_step(models["transformer"], adapted, device)
 
     def train() -> None:
         for _ in range(_STEPS):
@@ -85,7 +85,13 @@ def _peak_bytes(name: str, device: str) -> int:
     return peak_bytes_of(train, device)
 
 
-def _step(transformer: Any, adapted: Adapted, device: str) -> Callable[[], None]:
+def training_step(
+    transformer: Any,
+    adapted: Adapted,
+    device: str,
+    image_tokens: int = _IMAGE_TOKENS,
+    text_tokens: int = _TEXT_TOKENS,
+) -> Callable[[], None]:
     """One step of training: forward, backward, AdamW."""
     optimizer = torch.optim.AdamW(adapted.parameters, lr=1e-5) if adapted.parameters else None
     generator = torch.Generator().manual_seed(3)
@@ -95,14 +101,14 @@ def _step(transformer: Any, adapted: Adapted, device: str) -> Callable[[], None]
         return torch.randn(*shape, generator=generator).to(device, dtype)
 
     inputs = {
-        "hidden_states": noise(1, _IMAGE_TOKENS, config.in_channels),
-        "encoder_hidden_states": noise(1, _TEXT_TOKENS, config.joint_attention_dim),
+        "hidden_states": noise(1, image_tokens, config.in_channels),
+        "encoder_hidden_states": noise(1, text_tokens, config.joint_attention_dim),
         "pooled_projections": noise(1, config.pooled_projection_dim),
         "timestep": torch.tensor([0.5], device=device, dtype=dtype),
-        "img_ids": torch.zeros(_IMAGE_TOKENS, 3, device=device),
-        "txt_ids": torch.zeros(_TEXT_TOKENS, 3, device=device),
+        "img_ids": torch.zeros(image_tokens, 3, device=device),
+        "txt_ids": torch.zeros(text_tokens, 3, device=device),
     }
-    wanted = noise(1, _IMAGE_TOKENS, config.in_channels)
+    wanted = noise(1, image_tokens, config.in_channels)
 
     def step() -> None:
         with precision(device):

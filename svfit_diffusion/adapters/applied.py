@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,35 +14,41 @@ from torch import Tensor, nn
 
 from svfit_diffusion.adapters.added import AddedProjection, AddedShifts
 from svfit_diffusion.adapters.drawing import nobody_draws
-from svfit_diffusion.adapters.layers import Shiftable, ShiftedLayer
+from svfit_diffusion.adapters.layers import Shiftable, ShiftedLayer, keep_bases_near
 from svfit_diffusion.adapters.live import LiveProjection
 from svfit_diffusion.adapters.mixing import Mix, RowProjection
 from svfit_diffusion.adapters.patches import Patches
+from svfit_diffusion.adapters.room import has_room
 from svfit_diffusion.adapters.rows import RowLayout, RowOwners
-from svfit_diffusion.adapters.targets import fused_projections
 from svfit_diffusion.adapters.weights import (
     Exchange,
     WeightPlace,
     commit,
+    commit_in_turn,
     exchange_for,
+    fused_copies,
     give_back,
+    hook_registries,
+    refuse_touched,
     refuse_weights_on_disk,
+    touched,
 )
-from svfit_diffusion.errors import StateError
 
 
 @dataclass(frozen=True)
 class Change:
-    """What `Applied.prepare` has made ready for one model, all of it computed.
+    """What `Applied.prepare` has made ready for one model, as far as there is room for it.
 
     Attributes:
         applied: of the model.
         weights: of the adapters that will act.
         owners: whose rows are whose, if each acts on rows of its own.
-        exchanges: the weights to put in place.
+        exchanges: the weights to put in place, all at once.
         fused: modules that diffusers has fused others into, and their new weights.
         live: projections to put under the model.
         added: projections to add to the outputs of quantised layers.
+        new_weight: what to put in place of a layer's weight, if anything, by module path.
+        in_turn: where it is to be computed and put in place one after the other instead.
     """
 
     applied: Applied
@@ -51,6 +58,8 @@ class Change:
     fused: list[tuple[nn.Module, nn.Parameter]]
     live: dict[str, LiveProjection]
     added: dict[str, AddedProjection]
+    new_weight: Callable[[str], Exchange | None]
+    in_turn: Collection[str]
 
 
 class Applied:
@@ -69,6 +78,7 @@ class Applied:
         self._added = AddedShifts(model, layers)
         self._weights: Mapping[str, float] = {}
         self._owners: RowOwners | None = None
+        self._new_weight_last = self._new_weight_by({}, (), False)
 
     def own_weight(self, path: str, layer: Shiftable) -> Tensor:
         """A layer's own weight, whether or not another is in its place.
@@ -84,15 +94,7 @@ class Applied:
         """
         if self._places:
             refuse_weights_on_disk(self.model)
-        changed = [path for path, place in self._places.items() if not place.is_untouched]
-        if changed:
-            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-            raise StateError(
-                f"the weights of {', '.join(changed[:3])}{more} have been changed by something "
-                f"else since adapters were loaded (a LoRA fused into them, load_state_dict, …): "
-                f"undo that first, as by unfuse_lora(), or call "
-                f"unload_svfit_weights(keep_changed_weights=True), which leaves them as they are"
-            )
+        refuse_touched(self._places)
 
     def accept_foreign_changes(self) -> None:
         """Take weights that something else has changed for the layers' own, as they are.
@@ -102,10 +104,9 @@ class Applied:
         """
         if self._places:
             refuse_weights_on_disk(self.model)
-        for place in self._places.values():
-            if not place.is_untouched:
-                place.original = None
-                place.see()
+        for place in touched(self._places.values()):
+            place.original = None
+            place.see()
 
     def see(self, layers: Mapping[str, ShiftedLayer]) -> None:
         """Remember the weights of layers that become known now, those that can be exchanged."""
@@ -134,7 +135,10 @@ class Applied:
         fused: bool = False,
         for_good: bool = False,
     ) -> Change:
-        """Compute all that it takes to let exactly these adapters act. Nothing is changed yet.
+        """Make ready what it takes to let exactly these adapters act. Nothing is changed yet.
+
+        All weights are computed, where they fit beside those that are there; where an accelerator
+        has no room for that, they are to be exchanged one after the other.
 
         Args:
             weights: of adapters, by name.
@@ -150,34 +154,33 @@ class Applied:
         live = [] if fused else self._live_paths(weights)
         self._patches.check(live, self._modules())
         added = self._added.of_weights(weights, owners, fused=fused)
-        exchanges = {}
-        for path, place in self._places.items():
-            shifted = self._layers[path]
-            if shifted.active(weights) and path not in live:
-                base = place.own.to(place.current.device)
-                exchanges[path] = exchange_for(place, shifted.merged(base, weights))
-            elif (exchange := give_back(place, for_good=for_good)) is not None:
-                exchanges[path] = exchange
-        copies = list(self._fused(exchanges))
         projections = self._live(live, weights, owners)
-        changed = list(exchanges.values())
-        return Change(self, weights, owners, changed, copies, projections, added)
+        shifted = {path for path, own in self._layers.items() if own.active(weights)} - set(live)
+        moving = [p for p, place in self._places.items() if place.is_exchanged or p in shifted]
+        new_weight = self._new_weight_by(weights, live, for_good)
+        current = {path: self._places[path].current for path in moving}
+        in_turn: list[str] = []
+        if not has_room([(weight.device, weight.nbytes) for weight in current.values()]):
+            in_turn, moving = moving, []
+        keep_bases_near([(self._layers[path], current[path].device) for path in moving])
+        exchanges = {path: new for path in moving if (new := new_weight(path)) is not None}
+        made = list(exchanges.values()), list(fused_copies(self.model, exchanges))
+        return Change(self, weights, owners, *made, projections, added, new_weight, in_turn)
 
-    def _fused(self, exchanges: Mapping[str, Exchange]) -> Iterator[tuple[nn.Module, nn.Parameter]]:
-        """What diffusers has fused must follow its parts."""
-        for path, module in self.model.named_modules() if exchanges else ():
-            prefix = f"{path}." if path else ""
-            for name, parts in fused_projections(module).items():
-                if any(prefix + part in exchanges for part in parts):
-                    weights = [
-                        exchange.weight
-                        if (exchange := exchanges.get(prefix + part))
-                        else module.get_submodule(part).get_parameter("weight")
-                        for part in parts
-                    ]
-                    fused = module.get_submodule(name)
-                    old = fused.get_parameter("weight")
-                    yield fused, nn.Parameter(torch.cat(weights), requires_grad=old.requires_grad)
+    def _new_weight_by(
+        self, weights: Mapping[str, float], live: Collection[str], for_good: bool
+    ) -> Callable[[str], Exchange | None]:
+        return functools.partial(self._new_weight, weights, frozenset(live), for_good)
+
+    def _new_weight(
+        self, weights: Mapping[str, float], live: Collection[str], for_good: bool, path: str
+    ) -> Exchange | None:
+        """What puts a layer's weight by these adapters in place, or its own where it is `live`."""
+        place, shifted = self._places[path], self._layers[path]
+        if path in live or not shifted.active(weights):
+            return give_back(place, for_good=for_good)
+        base = place.own.to(place.current.device)
+        return exchange_for(place, shifted.merged(base, weights))
 
     @contextmanager
     def rows(self, mixes: Sequence[Mix], layout: RowLayout, *, is_denoiser: bool) -> Iterator[None]:
@@ -202,6 +205,7 @@ class Applied:
         patched = {path: own for path, own in projections.items() if path not in added}
         self._patches.check(patched, self._modules())
         base, weights, owners = self.prepare({}), self._weights, self._owners
+        new_weight = self._new_weight_last
         # To be put back without computing it anew.
         held = [Exchange(e.place, e.place.current) for e in base.exchanges]
         fused = [(module, module.get_parameter("weight")) for module, _ in base.fused]
@@ -220,9 +224,11 @@ class Applied:
                     now = exchange.place.current
                     exchange.weight.data = exchange.weight.data.to(now.device, now.dtype)
                 commit(held, fused)
+                commit_in_turn(self.model, base.in_turn, new_weight)
                 live = self._live(self._live_paths(weights), weights, owners)
                 added = self._added.of_weights(weights, owners)
-                self.finish(Change(self, weights, owners, held, fused, live, added))
+                acting = weights, owners, held, fused, live, added, new_weight, base.in_turn
+                self.finish(Change(self, *acting))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -255,15 +261,21 @@ class Applied:
     def finish(self, change: Change) -> None:
         """Do what is left of a change once its weights are in place."""
         self._weights, self._owners = dict(change.weights), change.owners
+        self._new_weight_last = change.new_weight
         self._patches.put(change.live, self._modules(), None)
         self._added.put(change.added)
-        if change.exchanges:
+        if (change.exchanges or change.in_turn) and hook_registries(self.model):
             # diffusers' own step after weights were exchanged: offloading keeps references.
             _maybe_remove_and_reapply_group_offloading(self.model)
 
+    def restore(self) -> None:
+        """Put the weights that acted last in place again, computed anew."""
+        commit_in_turn(self.model, self._places, self._new_weight_last)
+
 
 def make(changes: Sequence[Change]) -> None:
-    """Make the changes of several models at once.
+    """Make the changes of several models: at once, or where there is no room for that one weight
+    after the other, and all or none.
 
     Raises:
         StateError: another thread is drawing with one of them; nothing is changed.
@@ -273,5 +285,12 @@ def make(changes: Sequence[Change]) -> None:
             [exchange for change in changes for exchange in change.exchanges],
             [pair for change in changes for pair in change.fused],
         )
+        try:
+            for change in changes:
+                commit_in_turn(change.applied.model, change.in_turn, change.new_weight)
+        except BaseException:
+            for change in changes:
+                change.applied.restore()
+            raise
         for change in changes:
             change.applied.finish(change)

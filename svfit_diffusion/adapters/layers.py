@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from svfit_diffusion.adapters.room import has_room
 from svfit_diffusion.spectrum.basis import Basis
 from svfit_diffusion.spectrum.shift import pad_sum, shifted_weight
 
 SHIFTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Layer types whose singular values can be shifted."""
+
+_BASES_SHARE = 1 / 8
+"""Of the room on an accelerator: what bases may take there, to be at hand at the next change."""
 
 Shiftable = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -93,3 +98,18 @@ class ShiftedLayer:
         if isinstance(self.layer, nn.Linear):
             return F.linear(x, weight, bias)
         return self.layer._conv_forward(x, weight, bias)
+
+
+def keep_bases_near(layers: Sequence[tuple[ShiftedLayer, torch.device]]) -> None:
+    """Bring bases to where the weights of their layers lie, if they take little of the room there.
+
+    From the CPU's memory they would come anew at each change of adapters, slower than all the rest.
+
+    Args:
+        layers: each with the device of its weight.
+    """
+    far = [(own, device) for own, device in layers if own.basis.u.device != device]
+    if has_room([(device, own.basis.nbytes) for own, device in far], 1 / _BASES_SHARE):
+        for own, device in far:
+            mapped, own.basis = own.basis, own.basis.to(device)
+            mapped.release()

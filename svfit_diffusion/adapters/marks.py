@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +41,37 @@ class Mark:
 
 def mark(weight: Tensor) -> Mark:
     """A mark of the values that `weight` `(out, in, *kernel)` holds now."""
-    return Mark(_values(weight).clone())
+    return Mark(_values(weight))
+
+
+def misfits(marks: Sequence[Mark], weights: Sequence[Tensor]) -> list[int]:
+    """The numbers of those weights that their marks do not fit, in order.
+
+    As a rule all values are what they were. That is seen for all weights of a kind at once: each
+    look at an accelerator's result waits for it.
+    """
+    kinds: dict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
+    now = [_values(weight) for weight in weights]
+    for number, (mark, values) in enumerate(zip(marks, now, strict=True)):
+        is_alike = (mark.values.device, mark.values.dtype) == (values.device, values.dtype)
+        if is_alike and len(mark.values) == len(values):
+            kinds[values.device, values.dtype].append(number)
+    same: set[int] = set()
+    for numbers in kinds.values():
+        before = _joined([marks[number].values for number in numbers])
+        if torch.equal(before, _joined([now[number] for number in numbers])):
+            same.update(numbers)
+    return [
+        number
+        for number, (mark, weight) in enumerate(zip(marks, weights, strict=True))
+        if number not in same and not mark.fits(weight)
+    ]
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Some values in one tensor; float8, which cannot be compared everywhere, as bytes."""
+    is_float8 = parts[0].element_size() == 1
+    return torch.cat([part.view(torch.uint8) for part in parts] if is_float8 else parts)
 
 
 def _values(weight: Tensor) -> Tensor:

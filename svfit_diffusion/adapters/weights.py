@@ -8,7 +8,7 @@ sequential CPU offload, in the map that a layer is loaded from.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from svfit_diffusion.adapters.layers import Shiftable
-from svfit_diffusion.adapters.marks import Mark, mark
+from svfit_diffusion.adapters.marks import Mark, mark, misfits
+from svfit_diffusion.adapters.room import spare_bytes
+from svfit_diffusion.adapters.targets import fused_projections
 from svfit_diffusion.errors import StateError
-
-_SHORT = 0.1  # of an accelerator's memory free: the layers' own weights wait on the CPU
 
 
 class WeightPlace:
@@ -52,17 +52,43 @@ class WeightPlace:
         return self.current if self.original is None else self.original
 
     @property
+    def is_exchanged(self) -> bool:
+        """Whether another weight is in place."""
+        return self.original is not None
+
+    @property
     def is_untouched(self) -> bool:
         """Whether the weight in place is the one last seen here, moved or cast perhaps."""
-        if self._mark is None:
-            return True
-        # One of another class was quantised or sharded since.
-        is_plain = type(self.current) in (nn.Parameter, Tensor)
-        return is_plain and self._mark.fits(self.current)
+        return not touched([self])
 
     def see(self) -> None:
         """Take the weight in place for the one that should be there."""
         self._mark = mark(self.current)
+
+
+def touched(places: Iterable[WeightPlace]) -> list[WeightPlace]:
+    """Those where another weight is in place than the one last seen there, or other values."""
+    seen = [place for place in places if place._mark is not None]
+    # One of another class was quantised or sharded since.
+    plain = [place for place in seen if type(place.current) in (nn.Parameter, Tensor)]
+    marks = [place._mark for place in plain if place._mark is not None]
+    changed = {id(plain[n]) for n in misfits(marks, [place.current for place in plain])}
+    as_seen = {id(place) for place in plain} - changed
+    return [place for place in seen if id(place) not in as_seen]
+
+
+def refuse_touched(places: Mapping[str, WeightPlace]) -> None:
+    """Raise `StateError` if something else has changed a weight, by module path."""
+    foreign = touched(places.values())
+    if foreign:
+        changed = [path for path, place in places.items() if place in foreign]
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise StateError(
+            f"the weights of {', '.join(changed[:3])}{more} have been changed by something "
+            f"else since adapters were loaded (a LoRA fused into them, load_state_dict, …): "
+            f"undo that first, as by unfuse_lora(), or call "
+            f"unload_svfit_weights(keep_changed_weights=True), which leaves them as they are"
+        )
 
 
 @dataclass(frozen=True)
@@ -124,7 +150,7 @@ def commit(exchanges: Iterable[Exchange], others: Iterable[tuple[nn.Module, nn.P
     writes: Any = chain(
         ((d, key, _stored(d, e)) for (d, key), e in zip(targets, exchanges, strict=True)), fused
     )
-    tables, keys, values = zip(*writes, strict=True) if exchanges else ((), (), ())
+    tables, keys, values = zip(*writes, strict=True) if exchanges or fused else ((), (), ())
     # In C throughout, so that Python changes threads before or after.
     deque(map(_put, tables, keys, values), maxlen=0)
     for exchange, own in zip(exchanges, kept, strict=True):
@@ -135,9 +161,54 @@ def commit(exchanges: Iterable[Exchange], others: Iterable[tuple[nn.Module, nn.P
             # Sequential offloading leaves a plain tensor of it.
             own = own if isinstance(own, nn.Parameter) else nn.Parameter(own, requires_grad=False)
             place.original = own
-            if _memory_is_short(own.device):
+            if spare_bytes(own.device) < 0:
                 own.data = own.data.cpu()
         place.see()
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def commit_in_turn(
+    model: nn.Module, paths: Iterable[str], exchange: Callable[[str], Exchange | None]
+) -> None:
+    """Make exchanges one after the other, each computed when the one before is made, so that no
+    more than one weight at a time is in memory beside those in place.
+
+    Args:
+        model: the model.
+        paths: of its layers to go through.
+        exchange: what to put in place there, if anything.
+    """
+    made = []
+    for path in paths:
+        if (new := exchange(path)) is not None:
+            commit([new], ())
+            made.append(path)
+    for pair in fused_copies(model, dict.fromkeys(made)):
+        commit((), [pair])
+
+
+def fused_copies(
+    model: nn.Module, exchanges: Mapping[str, Exchange | None]
+) -> Iterator[tuple[nn.Module, nn.Parameter]]:
+    """The layers that diffusers has fused from others, and what must be their weights.
+
+    Args:
+        model: the model.
+        exchanges: of the other layers, by module path; None where one is made already.
+    """
+    for prefix in dict.fromkeys(path.rpartition(".")[0] for path in exchanges):
+        module, dot = model.get_submodule(prefix), "." if prefix else ""
+        for name, parts in fused_projections(module).items():
+            new = {part: exchanges.get(f"{prefix}{dot}{part}") for part in parts}
+            if any(f"{prefix}{dot}{part}" in exchanges for part in parts):
+                weights = [
+                    module.get_submodule(part).get_parameter("weight") if e is None else e.weight
+                    for part, e in new.items()
+                ]
+                fused = module.get_submodule(name)
+                old = fused.get_parameter("weight")
+                yield fused, nn.Parameter(torch.cat(weights), requires_grad=old.requires_grad)
 
 
 _put = dict.__setitem__
@@ -175,10 +246,16 @@ def is_hooked(layer: nn.Module) -> bool:
     return bool(_accelerate_hooks(layer)) or bool(registry is not None and registry.hooks)
 
 
+def hook_registries(model: nn.Module) -> list[Any]:
+    """What holds diffusers' hooks on the modules of a model."""
+    # Not by `getattr`, which asks a module for what it lacks at length.
+    found = (vars(module).get("_diffusers_hook") for module in model.modules())
+    return [registry for registry in found if registry is not None]
+
+
 def refuse_weights_on_disk(model: nn.Module) -> None:
     """Raise `StateError` if group offloading keeps weights of a model on disk."""
-    registries = [getattr(module, "_diffusers_hook", None) for module in model.modules()]
-    hooks = [hook for registry in registries if registry for hook in registry.hooks.values()]
+    hooks = [hook for registry in hook_registries(model) for hook in registry.hooks.values()]
     groups = [group for hook in hooks if (group := getattr(hook, "group", None)) is not None]
     if any(group.offload_to_disk_path is not None for group in groups):
         raise StateError(
@@ -193,10 +270,3 @@ def _accelerate_hooks(layer: nn.Module) -> list[Any]:
     if hook is None:
         return []
     return list(getattr(hook, "hooks", [hook]))
-
-
-def _memory_is_short(device: torch.device) -> bool:
-    if device.type != "cuda":
-        return False
-    free, total = torch.cuda.mem_get_info(device)
-    return free < _SHORT * total

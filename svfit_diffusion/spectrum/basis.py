@@ -45,6 +45,11 @@ class Basis:
         """Number of singular triplets held."""
         return self.sigma.numel()
 
+    @property
+    def nbytes(self) -> int:
+        """Size of the vectors."""
+        return self.u.nbytes + self.v.nbytes
+
     def truncated(self, rank: int) -> Basis:
         """The `rank` leading triplets, as views."""
         assert 0 < rank <= self.rank

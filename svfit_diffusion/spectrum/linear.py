@@ -15,8 +15,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from svfit_diffusion.spectrum.one_sided import OneSidedBasis, inputs_are_shorter
-from svfit_diffusion.spectrum.products import multiply, multiply_transposed
+from svfit_diffusion.files.mapped import MappedFile
+from svfit_diffusion.spectrum.merged import Merged
+from svfit_diffusion.spectrum.one_sided import (
+    OneSidedBasis,
+    head_and_tail,
+    inputs_are_shorter,
+    vectors_in_use,
+)
+from svfit_diffusion.spectrum.products import add_product, multiply, multiply_transposed
 
 _WIDE = 1024
 """Inputs from which on coefficients are kept instead of computed again from `x`, as they are for
@@ -61,7 +68,7 @@ def merged_linear(
             one after the other.
     """
     if delta.dim() == 1:
-        return _in_one_precision(_Merged, x, delta, weight, bias, basis)
+        return _in_one_precision(Merged, x, delta, weight, bias, basis)
     parts = x.reshape(len(delta), -1, x.shape[-1])
     outputs = [
         merged_linear(part, weight, bias, basis, own)
@@ -81,13 +88,15 @@ def _in_one_precision(
     """Apply an autograd function with the casts that autocast would make of a linear layer."""
     basis = basis.truncated(delta.shape[-1])
     vectors = basis.near, basis.far, basis.inverse
+    # A compiled graph knows of tensors only.
+    file = None if torch.compiler.is_compiling() else basis.file
     device = x.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     with torch.autocast(device, enabled=False):
-        y: Tensor = function.apply(x, delta, weight, bias, *vectors)
+        y: Tensor = function.apply(x, delta, weight, bias, *vectors, file)
     return y
 
 
@@ -104,30 +113,33 @@ class _FromInput(torch.autograd.Function):
         near: Tensor,
         far: Tensor,
         inverse: Tensor,
+        file: MappedFile | None,
     ) -> Tensor:
-        vectors = near.to(x.dtype)
+        ctx.file = file
+        vectors, others = vectors_in_use(near, far, x.dtype, file)
         z = multiply_transposed(_rows(x), vectors)
-        ctx.keeps_input = len(far) < len(near) and near.shape[1] < _WIDE
+        ctx.keeps_input = far.shape[0] < near.shape[0] and near.shape[1] < _WIDE
         kept = x if ctx.keeps_input else z
         ctx.save_for_backward(kept, delta, weight, near, far, inverse)
-        moved, rest = _spread(x, _scaled(z, delta * inverse), vectors, far)
-        y = linear(moved, weight, bias)
-        return y if rest is None else y.add_(rest.view_as(y))
+        head, tail = _scaled(z, delta * inverse).to(x.dtype).split(head_and_tail(near, far), dim=1)
+        y = linear(_plus(x, head, vectors), weight, bias)
+        add_product(y.view(-1, y.shape[-1]), tail, others)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         kept, delta, weight, near, far, inverse = ctx.saved_tensors
-        near = near.to(kept.dtype)
+        near, far = vectors_in_use(near, far, kept.dtype, ctx.file)
         z = multiply_transposed(_rows(kept), near) if ctx.keeps_input else kept
         g = _rows(gradient)
         gx = multiply(g, weight)
         gz = _gather(gx, g, near, far)
         delta_gradient = _summed(gz, z, delta) * inverse
         if not ctx.needs_input_grad[0]:
-            return None, delta_gradient, *[None] * 5
-        gx += multiply(_scaled(gz, delta * inverse).to(gx.dtype), near)
-        return gx.view(*gradient.shape[:-1], weight.shape[1]), delta_gradient, *[None] * 5
+            return None, delta_gradient, *[None] * 6
+        add_product(gx, _scaled(gz, delta * inverse).to(gx.dtype), near)
+        return gx.view(*gradient.shape[:-1], weight.shape[1]), delta_gradient, *[None] * 6
 
 
 class _FromOutput(torch.autograd.Function):
@@ -143,29 +155,32 @@ class _FromOutput(torch.autograd.Function):
         near: Tensor,
         far: Tensor,
         inverse: Tensor,
+        file: MappedFile | None,
     ) -> Tensor:
-        vectors = near.to(x.dtype)
+        ctx.file = file
+        vectors, others = vectors_in_use(near, far, x.dtype, file)
         # The frozen layer's own product: the same bits wherever the shift is zero.
         y = linear(x, weight, bias)
         unbiased = _rows(y if bias is None else y - bias)
-        z = _gather(unbiased, _rows(x), vectors, far)
+        z = _gather(unbiased, _rows(x), vectors, others)
         ctx.save_for_backward(z, delta, weight, near, far, inverse)
-        return y.add_(multiply(_scaled(z, delta * inverse).to(y.dtype), vectors).view_as(y))
+        add_product(y.view(-1, y.shape[-1]), _scaled(z, delta * inverse).to(y.dtype), vectors)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         z, delta, weight, near, far, inverse = ctx.saved_tensors
-        near = near.to(z.dtype)
+        near, far = vectors_in_use(near, far, z.dtype, ctx.file)
         gz = multiply_transposed(_rows(gradient), near)
         delta_gradient = _summed(gz, z, delta) * inverse
         if not ctx.needs_input_grad[0]:
-            return None, delta_gradient, *[None] * 5
-        moved, rest = _spread(gradient, _scaled(gz, delta * inverse), near, far)
-        gx = multiply(_rows(moved), weight)
-        if rest is not None:
-            gx += rest
-        return gx.view(*gradient.shape[:-1], weight.shape[1]), delta_gradient, *[None] * 5
+            return None, delta_gradient, *[None] * 6
+        coefficients = _scaled(gz, delta * inverse).to(gradient.dtype)
+        head, tail = coefficients.split(head_and_tail(near, far), dim=1)
+        gx = multiply(_rows(_plus(gradient, head, near)), weight)
+        add_product(gx, tail, far)
+        return gx.view(*gradient.shape[:-1], weight.shape[1]), delta_gradient, *[None] * 6
 
 
 def _rows(t: Tensor) -> Tensor:
@@ -177,25 +192,20 @@ def _gather(near_side: Tensor, far_side: Tensor, near: Tensor, far: Tensor) -> T
 
     The scale of the head's is that of σ times the coefficients by the other side.
     """
-    head = len(near) - len(far)
+    head, tail = head_and_tail(near, far)
     parts = []
     if head:
         parts.append(multiply_transposed(near_side, near[:head]))
-    if len(far):
-        parts.append(multiply_transposed(far_side, far.to(far_side.dtype)))
+    if tail:
+        parts.append(multiply_transposed(far_side, far))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def _spread(
-    near_side: Tensor, coefficients: Tensor, near: Tensor, far: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """`near_side` plus the head's vectors, and what the tail's add on the other side, if any."""
-    head = len(near) - len(far)
-    coefficients = coefficients.to(near_side.dtype)
-    if head:
-        near_side = near_side + multiply(coefficients[:, :head], near[:head]).view_as(near_side)
-    rest = multiply(coefficients[:, head:], far.to(near_side.dtype)) if len(far) else None
-    return near_side, rest
+def _plus(near_side: Tensor, coefficients: Tensor, near: Tensor) -> Tensor:
+    """`near_side` plus the vectors of the head, by coefficients `(N, head)`."""
+    if not coefficients.shape[1]:
+        return near_side
+    return near_side + multiply(coefficients, near[: coefficients.shape[1]]).view_as(near_side)
 
 
 def _scaled(coefficients: Tensor, scale: Tensor) -> Tensor:
@@ -216,72 +226,3 @@ def _summed(gz: Tensor, z: Tensor, delta: Tensor) -> Tensor:
 def _parted(coefficients: Tensor, like: Tensor) -> Tensor:
     """`(N, r)` as `(parts, N / parts, r)` where `like` is `(parts, r)`."""
     return coefficients.reshape(*like.shape[:-1], -1, like.shape[-1])
-
-
-class _Merged(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        delta: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        near: Tensor,
-        far: Tensor,
-        inverse: Tensor,
-    ) -> Tensor:
-        ctx.save_for_backward(x, delta, weight, near, far, inverse)
-        return linear(x, _shifted_weight(weight, delta * inverse, near.float(), far), bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, delta, weight, near, far, inverse = ctx.saved_tensors
-        near = near.float()
-        g = _rows(gradient)
-        outer = multiply(g.mT, _rows(x)).float()
-        delta_gradient = _inner_products(weight, outer, near, far) * inverse
-        gx = None
-        if ctx.needs_input_grad[0]:
-            # Built again and not kept: the W' of all layers take as much memory as their weights.
-            merged = _shifted_weight(weight, delta * inverse, near, far)
-            gx = multiply(g, merged).view_as(x)
-        return gx, delta_gradient, *[None] * 5
-
-
-def _shifted_weight(weight: Tensor, scale: Tensor, near: Tensor, far: Tensor) -> Tensor:
-    """`W'` by a one-sided basis, in the weight's dtype; the weight itself where `scale` is 0.
-
-    Args:
-        weight: `(d_out, d_in)`.
-        scale: `(r,)` float32: δ/σ in the head, δ in the tail.
-        near: `(r, min(d_in, d_out))` float32.
-        far: `(r − head, max(d_in, d_out))`.
-    """
-    head, of_input = len(near) - len(far), inputs_are_shorter(*weight.shape)
-    merged = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
-    scaled = near * scale[:, None]
-    if head:
-        turn = multiply(near[:head].mT.contiguous(), scaled[:head])
-        exact = weight.float()
-        merged += multiply(exact, turn) if of_input else multiply(turn, exact)
-    if len(far):
-        other = far.float()
-        left, right = (other, scaled[head:]) if of_input else (scaled[head:], other)
-        merged += multiply(left.mT.contiguous(), right)
-    return merged.to(weight.dtype)
-
-
-def _inner_products(weight: Tensor, outer: Tensor, near: Tensor, far: Tensor) -> Tensor:
-    """`uᵢᵀ G vᵢ`, `(r,)` float32, of `outer` `G`; in the head times σᵢ."""
-    head, of_input = len(near) - len(far), inputs_are_shorter(*weight.shape)
-    parts = []
-    if head:
-        exact = weight.float()
-        turned = multiply(exact.mT, outer) if of_input else multiply_transposed(outer, exact)
-        parts.append(torch.linalg.vecdot(multiply(near[:head], turned), near[:head]))
-    if len(far):
-        other = far.float()
-        left, right = (other, near[head:]) if of_input else (near[head:], other)
-        parts.append(torch.linalg.vecdot(multiply(left, outer), right))
-    return torch.cat(parts)

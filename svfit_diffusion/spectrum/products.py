@@ -36,6 +36,16 @@ def multiply_transposed(a: Tensor, b: Tensor) -> Tensor:
     return a @ b.mT
 
 
+def add_product(base: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Add `a b` to a matrix `(n, m)` in its own place, and return it; all are of one dtype.
+
+    Accelerators do so in the product itself, without a matrix more and a pass over it.
+    """
+    if not a.shape[1]:
+        return base
+    return base.add_(multiply(a, b)) if base.device.type == "cpu" else base.addmm_(a, b)
+
+
 def _convolves(a: Tensor, b: Tensor) -> bool:
     return (
         a.shape[0] * b.numel() >= _WORTHWHILE

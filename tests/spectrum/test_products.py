@@ -59,3 +59,17 @@ def test_gradients_pass_through(library: bool) -> None:
     (gradient,) = torch.autograd.grad(products.multiply(a, b).square().sum(), a)
     (expected,) = torch.autograd.grad((a @ b).square().sum(), a)
     torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("inner", [0, 3])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_product_is_added_in_place(inner: int, device: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    base, a, b = (
+        torch.randn(n, m, generator=generator) for n, m in ((4, 5), (4, inner), (inner, 5))
+    )
+    expected = base + a @ b
+    base, a, b = base.to(device), a.to(device), b.to(device)
+    assert products.add_product(base, a, b) is base
+    if device == "cpu":
+        torch.testing.assert_close(base, expected)  # float32, one product
