@@ -48,11 +48,11 @@ def _of(rows: Sequence[Row], family: str) -> list[Row]:
 
 
 def _draw_values(panel: Any, rows: Sequence[Row]) -> None:
-    """A family's methods joined, each named."""
+    """A family's methods joined, each named where the legend does not name it."""
     for family in dict.fromkeys(row["family"] for row in rows):
         own = sorted(_of(rows, family), key=lambda row: row["values"])
         _with_errors(panel, [row["values"] for row in own], own, family)
-        for row in own:
+        for row in own if len(own) > 1 else ():
             label = row["method"].removeprefix(f"{family}, ")
             at = (row["values"], 100 * row["test"]["mean"])
             panel.annotate(label, at, xytext=(5, 5), textcoords="offset points", fontsize=8)
