@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from statistics import mean, median
 from typing import Any
 
@@ -14,6 +15,8 @@ from benchmarks.report import Row
 from benchmarks.statistics import Figure, summarise
 
 BASE, REFERENCE = "none", "LoRA, r=8"
+DRIFTS = (0.1, 0.2, 0.3)
+"""At which all fronts are compared too: the reference's own drift is what its rate makes of it."""
 _FIGURES = (
     "subject_fidelity",
     "prompt_fidelity",
@@ -147,11 +150,29 @@ def _against(runs: Runs, method: str, rate: float, reference_rate: float) -> Row
     }
     gain = _over(own, reference, lambda f, r: f.at_drift(r.drift[-1])[0] - f.subject_fidelity[0])
     wanted = _over(own, reference, lambda f, r: r.subject_fidelity[-1] - r.subject_fidelity[0])
+    at_drifts = {
+        str(drift): {
+            "subject_difference": asdict(
+                _paired(own, reference, partial(_difference_at, drift=drift))
+            ),
+            "share_that_reaches": _over(own, reference, partial(_both_reach, drift=drift)),
+        }
+        for drift in DRIFTS
+    }
     return {
         **summed,
+        "at_drift": at_drifts,
         "share_of_gain": gain / wanted,
         "front": {"strengths": [0.0, *STRENGTHS], **line},
     }
+
+
+def _difference_at(own: Front, reference: Front, drift: float) -> float:
+    return own.at_drift(drift)[0] - reference.at_drift(drift)[0]
+
+
+def _both_reach(own: Front, reference: Front, drift: float) -> float:
+    return float(own.reaches_drift(drift) and reference.reaches_drift(drift))
 
 
 def _paired(

@@ -13,7 +13,7 @@ from benchmarks.cells import Cell, CellStore, Setup
 from benchmarks.finetune import Recipe
 from benchmarks.fronts import STRENGTHS, Front
 from benchmarks.methods import METHODS, find_method
-from benchmarks.quality_rows import BASE, REFERENCE, Runs, choose_rates, summary_row
+from benchmarks.quality_rows import BASE, DRIFTS, REFERENCE, Runs, choose_rates, summary_row
 
 FRONT = Front((0.0, 0.1, 0.3, 0.2, 0.4), (0.2, 0.3, 0.5, 0.4, 0.6), (0.9, 0.8, 0.7, 0.6, 0.5))
 
@@ -111,6 +111,10 @@ def test_differences_are_of_pairs(store: CellStore) -> None:
     assert row["prompt_difference"]["mean"] == pytest.approx(0, abs=1e-9)
     assert row["drift_ratio"]["mean"] == pytest.approx(0.5 / 0.6)
     assert row["share_of_gain"] == pytest.approx(1.2)
+    found = [row["at_drift"][str(drift)] for drift in DRIFTS]
+    # The reference ends at 0.2.
+    assert [d["subject_difference"]["mean"] for d in found] == pytest.approx([0.01, 0.02, 0.08])
+    assert [d["share_that_reaches"] for d in found] == [1, 1, 0]
     assert row["reaches_reference_drift"]["mean"] == 1
     assert [point["mean"] for point in row["front"]["drift"]] == pytest.approx(
         [0.4 * strength for strength in (0, *STRENGTHS)]
