@@ -20,6 +20,7 @@ from svfit_diffusion.errors import SVFitError
 from svfit_diffusion.training.flags import FlagParser
 
 from .log_lines import errors_logged, start_log
+from .memory import settle
 from .pages.layout import build_app, launch_settings
 from .passing import take_place
 from .services import Services, build_services
@@ -66,6 +67,7 @@ def _serve(first: Services) -> None:
         _, local_address, public_address = app.launch(
             prevent_thread_lock=True, **launch_settings(services) | {"server_port": port}
         )
+        settle()
         port = app.server_port  # pages that are open find the next one there
         print(f"Open {local_address}", flush=True)
         if public_address:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -18,6 +19,7 @@ from svfit_diffusion.files.mapped import read_metadata
 from svfit_diffusion.files.metadata import AdapterMetadata
 
 from .base_model import BaseModel
+from .disk import remove, stored
 from .errors import LibraryError, UploadError
 from .public_names import copy_without_paths
 
@@ -97,8 +99,9 @@ class AdapterLibrary:
         found = {}
         with self._lock:
             for name, path in self._paths().items():
-                stat = path.stat()
-                found[name] = FileVersion(path, stat.st_mtime_ns, stat.st_size)
+                with contextlib.suppress(FileNotFoundError):  # taken away by somebody else
+                    stat = path.stat()
+                    found[name] = FileVersion(path, stat.st_mtime_ns, stat.st_size)
         return found
 
     def prompts(self) -> dict[str, str]:
@@ -253,9 +256,7 @@ class AdapterLibrary:
 
 def _remove_old(folder: Path, seconds: float) -> None:
     """Remove the files of a folder that have been there for so long."""
-    for path in folder.glob("*"):
-        if time.time() - path.stat().st_mtime > seconds:
-            path.unlink(missing_ok=True)
+    remove([file for file in stored(folder.glob("*")) if time.time() - file.time > seconds])
 
 
 def _instance_prompt(path: Path) -> str:

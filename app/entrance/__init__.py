@@ -10,6 +10,7 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from ..disk import MEGABYTE
+from ..memory import keep_giving_back
 from ..page_states import PageStates
 from ..passing import bound_shown
 from ..settings import AppSettings, Limits
@@ -55,7 +56,7 @@ def lifespan(
     hosts: KnownHosts, settings: AppSettings, limits: Limits
 ) -> Callable[[Any], AbstractAsyncContextManager[None]]:
     """A lifespan of Gradio's server that puts the entrance around all of it, and keeps what pages
-    show on the way within its bounds.
+    show on the way, and memory, within bounds.
 
     Middleware that Gradio is given goes below its own, which would answer foreign pages first.
     """
@@ -67,10 +68,14 @@ def lifespan(
             server.middleware_stack, hosts, settings, limits, server.state_holder
         )
         most = limits.max_all_shown_megabytes * MEGABYTE
-        bounding = asyncio.create_task(bound_shown(server.get_blocks(), most))
+        again_and_again = [
+            asyncio.create_task(bound_shown(server.get_blocks(), most)),
+            asyncio.create_task(keep_giving_back()),
+        ]
         try:
             yield
         finally:
-            bounding.cancel()
+            for task in again_and_again:
+                task.cancel()
 
     return guard
