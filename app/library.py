@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import threading
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,15 +18,17 @@ from svfit_diffusion.files.mapped import read_metadata
 from svfit_diffusion.files.metadata import AdapterMetadata
 
 from .base_model import BaseModel
-from .disk import remove, stored
+from .disk import DAY, remove_older
 from .errors import LibraryError, UploadError
 from .public_names import copy_without_paths
 
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".safetensors"
+_ASIDE = ".deleted"
+"""Folder of what was deleted and can be restored."""
+
 _HOUR = 60 * 60
-_DAY = 24 * _HOUR
 _NAME = re.compile(r"\w[\w .+-]{0,62}\w|\w")
 
 
@@ -77,7 +78,7 @@ class AdapterLibrary:
         self._prompts: dict[FileVersion, str] = {}
         make_folder(folder)
         clean_up(folder, f"*{SUFFIX}", idle=_HOUR)  # others may be at work
-        _remove_old(self._deleted, _DAY)
+        remove_older(folder / _ASIDE, DAY)
 
     def names(self) -> list[str]:
         """Names of all adapters, sorted."""
@@ -106,12 +107,13 @@ class AdapterLibrary:
 
     def prompts(self) -> dict[str, str]:
         """The prompt that each adapter was trained with, by name, where its file says so."""
-        told = {}
-        for name, version in self.versions().items():
-            if version not in self._prompts:
-                self._prompts[version] = _instance_prompt(version.path)
-            told[name] = self._prompts[version]
-        return {name: prompt for name, prompt in told.items() if prompt}
+        versions, known = self.versions(), self._prompts
+        prompts = {
+            version: known[version] if version in known else _instance_prompt(version.path)
+            for version in versions.values()
+        }
+        self._prompts = prompts
+        return {name: prompts[version] for name, version in versions.items() if prompts[version]}
 
     def describe(self, name: str) -> AdapterInfo:
         """What is known of an adapter.
@@ -165,6 +167,9 @@ class AdapterLibrary:
     def _claim(self, name: str) -> None:
         """Called with the name of an adapter that is about to be added."""
 
+    def _hand_over(self, name: str, new_name: str) -> None:
+        """Called with both names of an adapter that is about to be renamed."""
+
     def rename(self, name: str, new_name: str) -> str:
         """Give an adapter another name, and return it.
 
@@ -177,6 +182,7 @@ class AdapterLibrary:
             same = new_name.casefold() == name.casefold()
             if not same and self._is_taken(new_name):
                 raise LibraryError(f"There is an adapter named “{new_name}” already.")
+            self._hand_over(name, new_name)
             path.rename(self._flat(new_name))
         return new_name
 
@@ -188,10 +194,10 @@ class AdapterLibrary:
         """
         with self._lock:
             path = self.path(name)
-            self._deleted.mkdir(exist_ok=True)
-            aside = path.replace(self._deleted / f"{name}{SUFFIX}")
-            os.utime(aside)
-        _remove_old(self._deleted, _DAY)
+            remove_older(self.folder / _ASIDE, DAY)
+            self._deleted.mkdir(parents=True, exist_ok=True)
+            os.utime(path)  # its day begins
+            path.replace(self._deleted / f"{name}{SUFFIX}")
 
     def restore(self, name: str) -> str:
         """Bring back an adapter that was deleted, and return the name it has now.
@@ -210,7 +216,8 @@ class AdapterLibrary:
 
     @property
     def _deleted(self) -> Path:
-        return self.folder / ".deleted"
+        """Where what the present visitor deletes is put aside."""
+        return self.folder / _ASIDE
 
     @staticmethod
     def check_name(name: str) -> str:
@@ -252,11 +259,6 @@ class AdapterLibrary:
             logger.info("%s does not fit", path, exc_info=True)
             return misfit_reason(error)
         return None
-
-
-def _remove_old(folder: Path, seconds: float) -> None:
-    """Remove the files of a folder that have been there for so long."""
-    remove([file for file in stored(folder.glob("*")) if time.time() - file.time > seconds])
 
 
 def _instance_prompt(path: Path) -> str:

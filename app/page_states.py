@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from datetime import datetime
 from typing import Any
 
 from gradio.state_holder import StateHolder
 
+from .fairness import superfluous
 from .visitors import Visitor, visitor_of
 
 
@@ -44,7 +44,7 @@ class PageStates(StateHolder):
         with self.lock:
             self.session_data.move_to_end(session_id)
             while len(self.session_data) > self.capacity:
-                self._forget(self._superfluous())
+                self._forget(superfluous({id: self._whose.get(id) for id in self.session_data}))
 
     def delete_all_expired_state(self) -> None:
         """Let go of what nobody needs any more; Gradio calls it once a second."""
@@ -63,23 +63,6 @@ class PageStates(StateHolder):
         for event in list(self._queue.event_ids_to_events.values()):
             if event.session_hash == session_id:
                 self.belongs(session_id, visitor_of(event.request.scope))
-
-    def _superfluous(self) -> str:
-        """The oldest session of the visitor, at the address, that has most of them; never the one
-        in use, which is the last.
-        """
-        *others, _ = self.session_data
-        known = [visitor for id in self.session_data if (visitor := self._whose.get(id))]
-        addresses = Counter(visitor.address for visitor in known)
-        visitors = Counter(visitor.id for visitor in known)
-
-        def excess(session_id: str) -> tuple[bool, int, int]:
-            visitor = self._whose.get(session_id)
-            if visitor is None:
-                return True, 0, 0
-            return False, addresses[visitor.address], visitors[visitor.id]
-
-        return max(others, key=excess)
 
     def _forget(self, session_id: str) -> None:
         del self.session_data[session_id]
