@@ -8,6 +8,7 @@ from typing import Any
 
 from gradio.state_holder import StateHolder
 
+from .disk import DAY
 from .fairness import superfluous
 from .visitors import Visitor, visitor_of
 
@@ -19,7 +20,8 @@ class PageStates(StateHolder):
     page as it is, which this app has none of. It keeps sessions until there are too many, whoever
     has left; then the oldest go, so that a visitor with many would take everyone's photos and
     choices away, and what they are about to hear of their pictures. Here the oldest of whoever has
-    most go.
+    most go, and those of pages that were closed a day ago; until then a page may come back, of a
+    computer that slept.
 
     Args:
         blocks: Gradio's app, which is being launched.
@@ -54,7 +56,7 @@ class PageStates(StateHolder):
             for session_id, state in list(self.session_data.items()):
                 state.config_values.clear()  # what is missing is made again when it is written to
                 unused = now - self.time_last_used.get(session_id, now)
-                if state.is_closed and unused.total_seconds() > state.STATE_TTL_WHEN_CLOSED:
+                if state.is_closed and unused.total_seconds() > DAY:
                     self._forget(session_id)
         self._forget_messages()
 

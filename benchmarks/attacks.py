@@ -4,7 +4,8 @@ python -m benchmarks.attacks
 python -m benchmarks.attacks --tree /tmp/another_checkout
 
 Starts `python -m app` of a tree of this repository in a process of its own and attacks it over
-HTTP. Memory is the process's resident set (Linux): what it grew by at most, and what stayed.
+HTTP. Memory is the process's resident set (Linux): what it grew by at most, and what it still has
+when half a minute has gone by, in which the app gives back what it does not use.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from benchmarks.app_process import AppProcess, running
 
 _MEGABYTE = 2**20
 _DROP = "train-drop"  # where the page takes photos
+_SETTLES = 30  # seconds
 
 
 def take_photos(app: AppProcess, picture: bytes, times: int) -> str:
@@ -134,6 +136,7 @@ def main() -> None:
             before = app.memory("VmRSS")
             app.forget_peak()
             came = attack(app)
+            time.sleep(_SETTLES)
             peak, after = app.memory("VmHWM"), app.memory("VmRSS")
             print(f"| {name} | {peak - before:.0f} | {after - before:.0f} | {came} |", flush=True)
 

@@ -97,13 +97,14 @@ def test_nobody_s_go_first_and_the_one_in_use_never(states: PageStates) -> None:
     assert "bob's 0" not in states
 
 
-def test_a_page_that_was_closed_is_forgotten_after_an_hour(states: PageStates) -> None:
-    for session_id in ("closed", "closed just now", "open"):
+def test_a_page_that_was_closed_is_forgotten_after_a_day(states: PageStates) -> None:
+    for session_id in ("closed", "closed today", "open"):
         used(states, session_id, ANN).is_closed = session_id != "open"
+    states.time_last_used["closed today"] -= timedelta(hours=23)
     for session_id in ("closed", "open"):
-        states.time_last_used[session_id] -= timedelta(hours=1, seconds=1)
+        states.time_last_used[session_id] -= timedelta(days=1, seconds=1)
     states.delete_all_expired_state()
-    assert list(states.session_data) == ["closed just now", "open"]
+    assert list(states.session_data) == ["closed today", "open"]
     assert states.time_last_used.keys() == states._whose.keys() == states.session_data.keys()
     assert states["closed"].is_closed is False, "a page that comes back begins anew"
 
