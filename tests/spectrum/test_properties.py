@@ -224,6 +224,10 @@ def test_a_layer_by_one_side_of_its_basis(
     half = basis.to(torch.device("cpu"), torch.float32)
     with mock.patch.multiple(one_sided_module, _ONE_SIDED_TAIL=tail, _SMALL=0):
         sided = one_sided(half)
+    if sided.head and not merged and dtype == torch.float16:
+        # What is divided by σ before W makes it small again goes beyond 65504 (found by fuzzing).
+        # Weights are shifted by a share of σ; not by thousands of it.
+        assume(float((delta / basis.sigma[: len(delta)]).abs().max()) < 1000)
     x = normal(2, 3, d_in).to(dtype).requires_grad_()
     bias = normal(3, d_out).to(dtype) if biased else None
     shift = delta.clone().requires_grad_()
