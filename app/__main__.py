@@ -20,6 +20,7 @@ from svfit_diffusion.errors import SVFitError
 from svfit_diffusion.training.flags import FlagParser
 
 from .log_lines import errors_logged, start_log
+from .memory import settle
 from .pages.layout import build_app, launch_settings
 from .passing import take_place
 from .services import Services, build_services
@@ -48,31 +49,35 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m app") ->
         if settings.device == "cpu":
             os.environ["ACCELERATE_USE_CPU"] = "1"  # for trainings
         take_place()
-        services = build_services(settings, limits)
+        services: Services | None = build_services(settings, limits)
+        # Ends as Ctrl-C does: a training keeps what it has learned.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        port = settings.port
         with errors_logged():
-            _serve(services)
+            while services is not None:
+                services, port = _serve(services, port)
     except (SVFitError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
 
-def _serve(first: Services) -> None:
-    """Serve until interrupted, with another base model whenever one is asked for."""
-    # Ends as Ctrl-C does: a training keeps what it has learned.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    services: Services | None = first
-    port = first.settings.port
-    while services is not None:
-        app = build_app(services)
-        _, local_address, public_address = app.launch(
-            prevent_thread_lock=True, **launch_settings(services) | {"server_port": port}
-        )
-        port = app.server_port  # pages that are open find the next one there
-        print(f"Open {local_address}", flush=True)
-        if public_address:
-            services.hosts.add(public_address)
-            print(f"or, from anywhere, {public_address}", flush=True)
-        services = _successor(services)
-        app.close()
+def _serve(services: Services, port: int | None) -> tuple[Services | None, int]:
+    """Serve until interrupted, or until there are services for another base model.
+
+    Returns:
+        Those, and the port, at which pages that are open find them.
+    """
+    app = build_app(services)
+    _, local_address, public_address = app.launch(
+        prevent_thread_lock=True, **launch_settings(services) | {"server_port": port}
+    )
+    settle()
+    print(f"Open {local_address}", flush=True)
+    if public_address:
+        services.hosts.add(public_address)
+        print(f"or, from anywhere, {public_address}", flush=True)
+    following = _successor(services)
+    app.close()
+    return following, app.server_port
 
 
 def _successor(services: Services) -> Services | None:

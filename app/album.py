@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image
@@ -30,6 +31,9 @@ _VISITORS = "[0-9a-f]" * 32
 _SETTLED = 30 * 24 * 60 * 60
 """Seconds for which a picture makes room for nobody but its visitor."""
 
+_KNOWN = 50_000
+"""Pictures whose settings stay in memory, a kilobyte each; more than one visitor has room for."""
+
 _BYTES_PER_PIXEL = 3  # of noise, of which nothing can be compressed
 
 
@@ -45,7 +49,7 @@ class Album:
         self._folder = folder
         self._limits = limits
         self._lock = threading.Lock()
-        self._read: dict[Path, PictureSettings | None] = {}
+        self._settings = lru_cache(_KNOWN)(self._read_settings)
 
     @property
     def folder(self) -> Path:
@@ -156,14 +160,16 @@ class Album:
     def _pictures(self) -> Iterator[tuple[Path, PictureSettings]]:
         """Those whose settings can be read; their names begin with the time."""
         for path in sorted(self.folder.glob("*.png"), reverse=True):
-            if path not in self._read:
-                try:
-                    self._read[path] = read_settings(path, self._limits)
-                except (UploadError, OSError):
-                    self._read[path] = None
-            settings = self._read[path]
+            settings = self._settings(path)
             if settings is not None:
                 yield path, settings
+
+    def _read_settings(self, path: Path) -> PictureSettings | None:
+        """Of a picture, None where they cannot be read."""
+        try:
+            return read_settings(path, self._limits)
+        except (UploadError, OSError):
+            return None
 
 
 def _favourites(folder: Path) -> set[str] | None:

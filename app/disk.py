@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 MEGABYTE = 2**20
+DAY = 24 * 60 * 60
 
 _LEAST = 2**14
 """What a file counts for at least, in bytes: small ones cost a disk their places, and time to find.
@@ -65,3 +67,15 @@ def trim(files: list[Stored], most: int) -> None:
 def total(files: Iterable[Stored]) -> int:
     """Bytes of all of them."""
     return sum(file.bytes for file in files)
+
+
+def remove_older(folder: Path, seconds: float) -> None:
+    """Remove the files of a folder that nobody has touched for so long, and the folders that they
+    leave empty; others may be about to be filled.
+    """
+    old = [file for file in stored(folder.rglob("*")) if time.time() - file.time > seconds]
+    remove(old)
+    for path in sorted({above for file in old for above in file.path.parents}, reverse=True):
+        if folder in path.parents:
+            with contextlib.suppress(OSError):  # not empty
+                path.rmdir()

@@ -18,10 +18,9 @@ from svfit_diffusion.files.atomic import write_atomically
 from svfit_diffusion.interchange import export_checkpoint, export_dense, export_lora
 
 from .base_model import BaseModel
-from .disk import MEGABYTE, stored, total, trim
+from .disk import DAY, MEGABYTE, remove_older, stored, total, trim
 from .errors import BusyError
 from .library import SUFFIX
-from .passing import DAY, remove_older
 from .public_names import copy_without_paths, public_name, without_paths
 from .settings import Limits
 from .visitors import HOUSE, current_visitor

@@ -29,6 +29,9 @@ from .visits import Event, Portion, in_portions, shares
 _PREVIEWS = 6
 """How often the forming pictures are shown on the way."""
 
+_LOADED_BYTES = 2**29
+"""Of the files of adapters that stay loaded."""
+
 _LOOK = 0.1
 """Seconds for which a drawing looks for cores that other programs use."""
 
@@ -52,7 +55,7 @@ class ImageGenerator:
     a level of 255 or so.
 
     Adapters stay loaded, a vector per layer each, so switching costs no more than the product
-    `U diag(δ) Vᵀ`.
+    `U diag(δ) Vᵀ`; of very many, those last asked for.
 
     Args:
         base: the base model.
@@ -99,7 +102,7 @@ class ImageGenerator:
         """Draw the batch whose turn it is, if anyone is still waiting."""
         taken = self._line.take()
         try:
-            versions = self._drop_outdated()
+            versions = self._make_room()
             ready = [portion for portion in taken if self._loads(portion, versions)]
             if ready:
                 self._draw(ready)
@@ -147,11 +150,20 @@ class ImageGenerator:
         """Steps of the call that is under way."""
         return len(self._pipe.scheduler.timesteps)
 
-    def _drop_outdated(self) -> dict[str, FileVersion]:
-        """Drop the adapters that have changed on disk, and return what is there now."""
+    def _make_room(self) -> dict[str, FileVersion]:
+        """Drop the adapters that have changed on disk, and of too many those not asked for longest.
+
+        Returns:
+            What is on disk now.
+        """
         versions = self._library.versions()
-        outdated = [name for name, seen in self._loaded.items() if versions.get(name) != seen]
-        for name in outdated:
+        kept = {n: seen for n, seen in self._loaded.items() if seen and versions.get(n) == seen}
+        excess = sum(seen.file_bytes for seen in kept.values()) - _LOADED_BYTES
+        for name, seen in list(kept.items()):
+            if excess > 0:
+                excess -= seen.file_bytes
+                del kept[name]
+        for name in self._loaded.keys() - kept.keys():
             self._pipe.delete_svfit_adapters(name)
             del self._loaded[name]
         return versions
@@ -161,7 +173,9 @@ class ImageGenerator:
         portion.progress(0, portion.wanted[0].steps)
         try:
             for name in dict.fromkeys(n for s in portion.wanted for n in s.adapters):
-                if name not in self._loaded:
+                if name in self._loaded:
+                    self._loaded[name] = self._loaded.pop(name)  # the last one asked for
+                else:
                     self._load(name)
                     # None if it has come since: then it is loaded again next time.
                     self._loaded[name] = versions.get(name)

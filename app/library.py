@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import threading
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,14 +18,17 @@ from svfit_diffusion.files.mapped import read_metadata
 from svfit_diffusion.files.metadata import AdapterMetadata
 
 from .base_model import BaseModel
+from .disk import DAY, remove_older
 from .errors import LibraryError, UploadError
 from .public_names import copy_without_paths
 
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".safetensors"
+_ASIDE = ".deleted"
+"""Folder of what was deleted and can be restored."""
+
 _HOUR = 60 * 60
-_DAY = 24 * _HOUR
 _NAME = re.compile(r"\w[\w .+-]{0,62}\w|\w")
 
 
@@ -75,7 +78,7 @@ class AdapterLibrary:
         self._prompts: dict[FileVersion, str] = {}
         make_folder(folder)
         clean_up(folder, f"*{SUFFIX}", idle=_HOUR)  # others may be at work
-        _remove_old(self._deleted, _DAY)
+        remove_older(folder / _ASIDE, DAY)
 
     def names(self) -> list[str]:
         """Names of all adapters, sorted."""
@@ -97,18 +100,20 @@ class AdapterLibrary:
         found = {}
         with self._lock:
             for name, path in self._paths().items():
-                stat = path.stat()
-                found[name] = FileVersion(path, stat.st_mtime_ns, stat.st_size)
+                with contextlib.suppress(FileNotFoundError):  # taken away by somebody else
+                    stat = path.stat()
+                    found[name] = FileVersion(path, stat.st_mtime_ns, stat.st_size)
         return found
 
     def prompts(self) -> dict[str, str]:
         """The prompt that each adapter was trained with, by name, where its file says so."""
-        told = {}
-        for name, version in self.versions().items():
-            if version not in self._prompts:
-                self._prompts[version] = _instance_prompt(version.path)
-            told[name] = self._prompts[version]
-        return {name: prompt for name, prompt in told.items() if prompt}
+        versions, known = self.versions(), self._prompts
+        prompts = {
+            version: known[version] if version in known else _instance_prompt(version.path)
+            for version in versions.values()
+        }
+        self._prompts = prompts
+        return {name: prompts[version] for name, version in versions.items() if prompts[version]}
 
     def describe(self, name: str) -> AdapterInfo:
         """What is known of an adapter.
@@ -162,6 +167,9 @@ class AdapterLibrary:
     def _claim(self, name: str) -> None:
         """Called with the name of an adapter that is about to be added."""
 
+    def _hand_over(self, name: str, new_name: str) -> None:
+        """Called with both names of an adapter that is about to be renamed."""
+
     def rename(self, name: str, new_name: str) -> str:
         """Give an adapter another name, and return it.
 
@@ -174,6 +182,7 @@ class AdapterLibrary:
             same = new_name.casefold() == name.casefold()
             if not same and self._is_taken(new_name):
                 raise LibraryError(f"There is an adapter named “{new_name}” already.")
+            self._hand_over(name, new_name)
             path.rename(self._flat(new_name))
         return new_name
 
@@ -185,10 +194,10 @@ class AdapterLibrary:
         """
         with self._lock:
             path = self.path(name)
-            self._deleted.mkdir(exist_ok=True)
-            aside = path.replace(self._deleted / f"{name}{SUFFIX}")
-            os.utime(aside)
-        _remove_old(self._deleted, _DAY)
+            remove_older(self.folder / _ASIDE, DAY)
+            self._deleted.mkdir(parents=True, exist_ok=True)
+            os.utime(path)  # its day begins
+            path.replace(self._deleted / f"{name}{SUFFIX}")
 
     def restore(self, name: str) -> str:
         """Bring back an adapter that was deleted, and return the name it has now.
@@ -207,7 +216,8 @@ class AdapterLibrary:
 
     @property
     def _deleted(self) -> Path:
-        return self.folder / ".deleted"
+        """Where what the present visitor deletes is put aside."""
+        return self.folder / _ASIDE
 
     @staticmethod
     def check_name(name: str) -> str:
@@ -249,13 +259,6 @@ class AdapterLibrary:
             logger.info("%s does not fit", path, exc_info=True)
             return misfit_reason(error)
         return None
-
-
-def _remove_old(folder: Path, seconds: float) -> None:
-    """Remove the files of a folder that have been there for so long."""
-    for path in folder.glob("*"):
-        if time.time() - path.stat().st_mtime > seconds:
-            path.unlink(missing_ok=True)
 
 
 def _instance_prompt(path: Path) -> str:

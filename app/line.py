@@ -7,8 +7,9 @@ import threading
 from svfit_diffusion.serving.turns import Turns
 
 from .errors import BusyError
+from .fairness import of_address
 from .settings import Limits
-from .visitors import BEHIND_ONE_ADDRESS, HOUSE, Visitor
+from .visitors import HOUSE, Visitor
 from .visits import Portion, Visit
 
 
@@ -68,7 +69,7 @@ class Line:
             return
         own, limits = self._limits.max_places, self._limits
         of_visitor = sum(visit.visitor.id == visitor.id for visit in self._visits)
-        of_address = sum(visit.visitor.address == visitor.address for visit in self._visits)
+        near = sum(visit.visitor.address == visitor.address for visit in self._visits)
         if of_visitor >= own:
             raise BusyError(
                 f"You have {of_visitor} requests here already, as many as one visitor may; wait "
@@ -76,5 +77,5 @@ class Line:
             )
         if len(self._visits) >= limits.max_waiting:
             raise BusyError("Everyone here is busy: too many wait for pictures; try again soon.")
-        if of_address >= max(own, min(own * BEHIND_ONE_ADDRESS, limits.max_waiting - own)):
+        if near >= of_address(own, limits.max_waiting):
             raise BusyError("Too many wait for pictures from where you are; try again soon.")

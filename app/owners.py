@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import threading
 from pathlib import Path
 
+from svfit_diffusion.errors import StorageError
 from svfit_diffusion.files.atomic import write_atomically
+from svfit_diffusion.files.storage import writing
 
 from .base_model import BaseModel
 from .disk import MEGABYTE, stored, total
@@ -45,16 +49,31 @@ class Owners:
         return self._owners.get(name, HOUSE)
 
     def set(self, name: str, owner: str) -> None:
-        """Give an adapter to an owner, the house too."""
+        """Give an adapter to an owner, the house too.
+
+        Raises:
+            StorageError: it cannot be written, so nothing has changed.
+        """
         with self._lock:
             if self.of(name) == owner:
                 return
-            self._owners.pop(name, None)
+            changed = {other: whose for other, whose in self._owners.items() if other != name}
             if owner != HOUSE:
-                self._owners[name] = owner
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(self._owners, indent=1, ensure_ascii=False)
+                changed[name] = owner
+            with writing(self._path):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(changed, indent=1, ensure_ascii=False)
             write_atomically(self._path, lambda file: file.write_text(text, "utf-8"))
+            self._owners = changed
+
+    def forget(self, name: str) -> None:
+        """Note that there is no such adapter any more, where there is room to note it.
+
+        On a full disk things must be deleted all the same; that an owner of nothing is known does
+        no harm, for whoever adds one of that name becomes its owner.
+        """
+        with contextlib.suppress(StorageError):
+            self.set(name, HOUSE)
 
 
 class OwnedLibrary(AdapterLibrary):
@@ -78,7 +97,6 @@ class OwnedLibrary(AdapterLibrary):
         self._limits = limits
         self._owners = owners
         self._rule = rule
-        self._put_aside: dict[str, str] = {}
 
     def names(self) -> list[str]:
         return [name for name in super().names() if self._may_see(name)]
@@ -112,26 +130,33 @@ class OwnedLibrary(AdapterLibrary):
 
     def rename(self, name: str, new_name: str) -> str:
         self._check_own(name)
-        owner = self._owners.of(name)
         renamed = super().rename(name, new_name)
-        self._owners.set(name, HOUSE)
-        self._owners.set(renamed, owner)
+        if renamed != name:
+            self._owners.forget(name)
         return renamed
 
     def delete(self, name: str) -> None:
         self._check_own(name)
         super().delete(name)
-        self._owners.set(name, HOUSE)
-        self._put_aside[name] = current_visitor().owner
+        self._owners.forget(name)
 
     def restore(self, name: str) -> str:
-        if self._put_aside.get(name) != current_visitor().owner:
-            raise LibraryError(f"“{name}” is not there any more.")
         self.check_room()
         return super().restore(name)
 
+    @property
+    def _deleted(self) -> Path:
+        """Of each visitor apart: nobody's is replaced by what another has called the same."""
+        me = current_visitor().owner
+        aside = super()._deleted
+        return aside if me == HOUSE else aside / hashlib.sha256(me.encode()).hexdigest()[:32]
+
     def _claim(self, name: str) -> None:
         self._owners.set(name, current_visitor().owner)
+
+    def _hand_over(self, name: str, new_name: str) -> None:
+        # Before there is one of the new name, or for a moment it would be everyone's.
+        self._owners.set(new_name, self._owners.of(name))
 
     def _may_see(self, name: str) -> bool:
         return self._owners.of(name) == HOUSE or self._may_change(name)

@@ -7,22 +7,19 @@ what is older, but not what a process leaves behind that died.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from anyio import to_thread
 from gradio.utils import get_upload_folder
 
-from .disk import Stored, remove, stored, trim
+from .disk import DAY, Stored, remove_older, stored, trim
 from .errors import SettingError
 
 _PLACE = "GRADIO_TEMP_DIR"
 _SECONDS = 20
-DAY = 24 * 60 * 60
 
 
 def take_place() -> None:
@@ -46,18 +43,6 @@ def take_place() -> None:
 def exports_folder() -> Path:
     """Folder of what visitors exported, of which Gradio makes no copies, as it lies there."""
     return Path(get_upload_folder()).resolve() / "exports"
-
-
-def remove_older(folder: Path, seconds: float) -> None:
-    """Remove the files of a folder that nobody has touched for so long, and the folders that they
-    leave empty; others may be about to be filled.
-    """
-    old = [file for file in stored(folder.rglob("*")) if time.time() - file.time > seconds]
-    remove(old)
-    for path in sorted({above for file in old for above in file.path.parents}, reverse=True):
-        if folder in path.parents:
-            with contextlib.suppress(OSError):  # not empty
-                path.rmdir()
 
 
 async def bound_shown(blocks: Any, most: int) -> None:

@@ -19,8 +19,10 @@ from PIL import Image, ImageOps
 from svfit_diffusion.errors import DataError
 from svfit_diffusion.training.reading import opened, rgb
 
+from .disk import MEGABYTE
+from .fairness import of_address
 from .settings import Limits
-from .visitors import HOUSE, current_visitor
+from .visitors import HOUSE, Visitor, current_visitor
 
 SMALLEST_SIDE = 32
 """Photos with a shorter side, in pixels, show too little to learn from."""
@@ -141,12 +143,16 @@ def write_photos(photos: Sequence[CroppedPhoto], folder: Path) -> None:
             path.with_suffix(".txt").write_text(photo.caption, encoding="utf-8")
 
 
+_Key = tuple[str, str, str]
+"""Of a photo: its visitor, where they come from, and what the file holds."""
+
+
 class _Shelf:
     """The photos in use, by whose they are and what their files hold."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._photos: WeakValueDictionary[tuple[str, str], Image.Image] = WeakValueDictionary()
+        self._photos: WeakValueDictionary[_Key, Image.Image] = WeakValueDictionary()
 
     def photo(self, file: Path, limits: Limits) -> Image.Image:
         """The photo in a file, the very object where it is in use already.
@@ -155,8 +161,9 @@ class _Shelf:
             DataError: it cannot be used, or there is no room for it.
         """
         _check_size(file, limits)
-        visitor = current_visitor().id
-        key = (visitor, hashlib.sha256(file.read_bytes()).hexdigest())
+        visitor = current_visitor()
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        key = (visitor.id, visitor.address, digest)
         with self._lock:
             photo = self._photos.get(key)
             if photo is None:
@@ -164,12 +171,20 @@ class _Shelf:
                 photo = self._photos[key] = _read(file, limits)
         return photo
 
-    def _check_room(self, visitor: str, limits: Limits) -> None:
-        held = [(owner, _decoded_bytes(photo)) for (owner, _), photo in self._photos.items()]
-        own = sum(size for owner, size in held if owner == visitor)
-        if visitor != HOUSE and own >= limits.max_visitor_photo_megabytes * 2**20:
+    def _check_room(self, visitor: Visitor, limits: Limits) -> None:
+        own = near = everyones = 0
+        for (id, address, _), photo in self._photos.items():
+            size = _decoded_bytes(photo)
+            own += size * (id == visitor.id)
+            near += size * (address == visitor.address)
+            everyones += size
+        one = limits.max_visitor_photo_megabytes * MEGABYTE
+        most = limits.max_all_photo_megabytes * MEGABYTE
+        if visitor.id != HOUSE and own >= one:
             raise DataError("you have as many photos here as one visitor may")
-        if sum(size for _, size in held) >= limits.max_all_photo_megabytes * 2**20:
+        if visitor.id != HOUSE and near >= of_address(one, most):
+            raise DataError("too many photos are here from where you are; try again later")
+        if everyones >= most:
             raise DataError("the app holds as many photos as it can; try again later")
 
 

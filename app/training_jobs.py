@@ -5,7 +5,6 @@ session. A page that is loaded later finds them as well as the one that asked fo
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from svfit_diffusion.training import TrainingConfig
 
 from .base_model import BaseModel
 from .errors import AppError, LibraryError, SettingError
+from .fairness import superfluous
 from .library import AdapterLibrary
 from .photos import CroppedPhoto
 from .settings import Limits
@@ -23,7 +23,7 @@ from .training_status import TrainingStatus
 
 _DAY = 24 * 60 * 60
 _REMEMBERED = 20
-"""Trainings that are over and can still be looked at."""
+"""Trainings that are over and can still be looked at; beyond, those of whoever has most go."""
 
 
 class TrainingJobs:
@@ -46,8 +46,8 @@ class TrainingJobs:
         self._lock = threading.Lock()
         self._waiting: list[TrainingJob] = []
         self._running: TrainingJob | None = None
-        self._over: deque[TrainingJob] = deque(maxlen=_REMEMBERED)
-        self._cancelled: deque[TrainingJob] = deque(maxlen=_REMEMBERED)
+        self._over: list[TrainingJob] = []
+        self._cancelled: list[TrainingJob] = []
         self._thread: threading.Thread | None = None
         clean_up(folder, SCRATCH_NAME, idle=_DAY)  # photos, should an app have died here
 
@@ -84,7 +84,7 @@ class TrainingJobs:
                 self._base, self._library, self._folder, name, photos, config, self._limits
             )
             if self._thread is not None:
-                self._waiting.append(job)
+                self._waiting.insert(self._place(job), job)
             else:
                 self._running = job
                 self._thread = threading.Thread(target=self._work, name="trainings", daemon=True)
@@ -134,7 +134,7 @@ class TrainingJobs:
             for job in [job for job in self._waiting if job.status.run == run and self._may(job)]:
                 self._waiting.remove(job)
                 job.leave("Taken off the queue; nothing was learned.")
-                self._cancelled.append(job)
+                _remember(job, self._cancelled)
             now = self._running
         if now is not None and now.status.run == run and self._may(now):
             now.stopping.set()
@@ -170,6 +170,10 @@ class TrainingJobs:
         if (thread := self._thread) is not None:
             thread.join()
 
+    def _place(self, job: TrainingJob) -> int:
+        """How many of those that wait a new one comes after."""
+        return len(self._waiting)
+
     def _may(self, job: TrainingJob) -> bool:
         """Whether whoever asks may see a training and decide on it."""
         return True
@@ -195,8 +199,15 @@ class TrainingJobs:
     def _next(self) -> TrainingJob | None:
         with self._lock:
             assert self._running is not None
-            self._over.append(self._running)
+            _remember(self._running, self._over)
             self._running = self._waiting.pop(0) if self._waiting else None
             if self._running is None:
                 self._thread = None
             return self._running
+
+
+def _remember(job: TrainingJob, over: list[TrainingJob]) -> None:
+    """Add a training to those that are over, so that one visitor's many push out no others'."""
+    over.append(job)
+    if len(over) > _REMEMBERED:
+        del over[superfluous({place: job.visitor for place, job in enumerate(over)})]

@@ -2,53 +2,82 @@
 
 python -m benchmarks.soak --minutes 20
 
-The app runs in this process; visitors draw over HTTP, each with a cookie of their own. Every
-picture is compared with the one that its visitor gets alone, from a generator beside the app's.
+The app runs in a process of its own, whose memory is watched; visitors draw and train over HTTP,
+each with a cookie of their own. Every picture is compared with the one that its visitor gets alone,
+from a generator in this process.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import gc
-import hashlib
 import logging
-import os
 import random
-import socket
 import statistics
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
-import psutil
-from gradio_client import Client
+from gradio_client import Client, handle_file
 from PIL import Image
 
+from app.base_model import BaseModel
 from app.entrance.recognition import COOKIE
-from app.errors import AppError, BusyError
 from app.generation import ImageGenerator
-from app.pages.layout import build_app, launch_settings
-from app.photos import CroppedPhoto
+from app.library import AdapterLibrary
 from app.picture import PictureSettings
-from app.services import Services, build_services
-from app.settings import AppSettings
-from app.visitors import Visitor, acting_as
+from app.settings import AppSettings, Limits
+from app.training_status import Stage
 from app.visits import Picture
-from svfit_diffusion.training import TrainingConfig
+from benchmarks.app_process import AppProcess, running
 
 _VISITORS = 4
 _LEVELS = 2  # of 255, by which float32 sums differ in company
 _GROWTH = 40.0  # megabytes between the second and the last quarter
 _PROMPTS = ("a photo of sks car in the snow", "a cartoon of a cat", "a photo of a teapot")
+_STAYS_AWAY = 0.3  # share of trainings that are given up
+
+
+class Alone:
+    """Draws what a visitor gets alone, one picture after the other.
+
+    Args:
+        adapters: folder of the app's.
+    """
+
+    def __init__(self, adapters: Path) -> None:
+        base, limits = BaseModel(AppSettings().base, "cpu"), Limits()
+        library = AdapterLibrary(adapters, base, limits.max_file_bytes)
+        self._generator = ImageGenerator(base, library, limits)
+        self._one_at_a_time = threading.Lock()
+
+    def draw(self, settings: PictureSettings) -> Image.Image:
+        """The picture of these settings."""
+        with self._one_at_a_time:
+            events = list(self._generator.run([settings]))
+        (image,) = (event.image for event in events if isinstance(event, Picture))
+        return image
+
+
+@dataclass
+class Stay:
+    """A visitor, from coming to leaving.
+
+    Attributes:
+        client: of the app, with a cookie of the visitor's own.
+        choice: what they choose by.
+        names: adapters that they may use.
+    """
+
+    client: Client
+    choice: random.Random
+    names: list[str] = field(default_factory=lambda: ["blue_car"])
 
 
 @dataclass
@@ -56,27 +85,25 @@ class Soak:
     """What goes on, and what came of it.
 
     Attributes:
-        services: the app's.
-        url: its address.
+        app: the app.
         until: when to end, by the monotonic clock.
+        photos: to train on.
         done: how often what was done.
         errors: what should not have been.
         worst: largest difference of a picture from the one drawn alone, in levels.
-        memory: resident megabytes, a sample every few seconds.
+        memory: megabytes that the app's process has, a sample every few seconds.
     """
 
-    services: Services
-    url: str
+    app: AppProcess
     until: float
+    photos: list[Path]
     done: Counter[str] = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)
     worst: int = 0
     memory: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        services = self.services
-        self._alone = ImageGenerator(services.base, services.library, services.limits)
-        self._one_at_a_time = threading.Lock()
+        self._alone = Alone(self.app.folder / "adapters")
 
     def visit(self, number: int) -> None:
         """Come, do this and that, leave, and come again as someone else."""
@@ -89,87 +116,73 @@ class Soak:
                 self.errors.append(f"{type(error).__name__}: {error}")
 
     def _stay(self, choice: random.Random) -> None:
-        cookie = httpx.get(self.url, timeout=60).cookies[COOKIE]
-        owner = hashlib.sha256(cookie.encode()).hexdigest()[:32]
-        visitor = Visitor(owner, "127.0.0.1", owner)
+        cookie = httpx.get(self.app.url, timeout=60).cookies[COOKIE]
         with tempfile.TemporaryDirectory() as folder:
             headers = {"cookie": f"{COOKIE}={cookie}"}
-            client = Client(self.url, headers=headers, download_files=folder, verbose=False)
+            client = Client(self.app.url, headers=headers, download_files=folder, verbose=False)
+            stay = Stay(client, choice)
             for _ in range(choice.randint(2, 6)):
                 if time.monotonic() > self.until:
                     break
                 act = choice.choices((self._draw, self._leave, self._train), (6, 2, 1))[0]
-                act(client, visitor, choice)
+                act(stay)
                 self.done[act.__name__.strip("_")] += 1
             client.close()
-        with acting_as(visitor):
-            for name in self.services.library.names():
-                with contextlib.suppress(AppError):
-                    self.services.library.delete(name)  # one's own alone
+        self.done["stay"] += 1
 
-    def _draw(self, client: Client, visitor: Visitor, choice: random.Random) -> None:
-        with acting_as(visitor):
-            names = self.services.library.names()
-        mix = {name: choice.choice((0.5, 1.0)) for name in choice.sample(names, min(1, len(names)))}
+    def _draw(self, stay: Stay) -> None:
+        choice = stay.choice
+        mix = {choice.choice(stay.names): choice.choice((0.5, 1.0))}
         settings = PictureSettings(
             choice.choice(_PROMPTS),
             adapters=choice.choice((mix, {})),
             steps=choice.choice((4, 8)),
             seed=choice.randrange(100),
         )
-        gallery, *_ = client.predict(**_arguments(settings), api_name="/generate")
+        gallery, *_ = stay.client.predict(**_arguments(settings), api_name="/generate")
         with Image.open(gallery[0]["image"]) as picture:
             drawn = np.asarray(picture.convert("RGB"), int)
-        with self._one_at_a_time, acting_as(replace(visitor, id="house")):
-            events = list(self._alone.run([settings]))
-        (alone,) = (event.image for event in events if isinstance(event, Picture))
-        difference = int(np.abs(drawn - np.asarray(alone, int)).max())
+        alone = np.asarray(self._alone.draw(settings), int)
+        difference = int(np.abs(drawn - alone).max())
         self.worst = max(self.worst, difference)
         if difference > _LEVELS:
             self.errors.append(f"{settings} differs by {difference} levels from what it is alone")
 
-    def _leave(self, client: Client, visitor: Visitor, choice: random.Random) -> None:
+    def _leave(self, stay: Stay) -> None:
         """Ask for much, and go once it has begun."""
-        settings = PictureSettings(choice.choice(_PROMPTS), steps=60, seed=choice.randrange(100))
-        job = client.submit(**_arguments(settings) | {"count": 4}, api_name="/generate")
+        prompt, seed = stay.choice.choice(_PROMPTS), stay.choice.randrange(100)
+        settings = PictureSettings(prompt, steps=60, seed=seed)
+        job = stay.client.submit(**_arguments(settings) | {"count": 4}, api_name="/generate")
         while not job.outputs() and not job.done():
             time.sleep(0.05)
         job.cancel()
 
-    def _train(self, client: Client, visitor: Visitor, choice: random.Random) -> None:
-        jobs = self.services.jobs
-        photos = [
-            CroppedPhoto(f"{n}.png", Image.effect_noise((64, 64), 40 + n).convert("RGB"))
-            for n in range(3)
-        ]
-        config = TrainingConfig(
+    def _train(self, stay: Stay) -> None:
+        training = stay.client.predict(
+            photos=[handle_file(path) for path in self.photos],
+            name=f"subject {stay.choice.randrange(3)}",
             instance_prompt="a photo of sks car",
-            max_train_steps=choice.choice((4, 8)),
-            lr_warmup_steps=0,
-            num_validation_images=1,
-            num_inference_steps=4,
+            steps=stay.choice.choice((4, 8)),
+            prior_preservation=False,
+            watched_steps=4,
+            api_name="/train",
         )
-        with acting_as(visitor):
-            try:
-                run = jobs.start(f"subject {choice.randrange(3)}", photos, config)
-            except BusyError:
-                self.done["found the queue full"] += 1
-                return
-            if choice.random() < 0.3:
-                jobs.cancel(run)
-            while (status := jobs.status(run)) and not status.stage.is_over:
-                time.sleep(0.1)
-            if status and status.stage.value == "failed":
-                self.errors.append(status.message)
-        self._draw(client, visitor, choice)
+        if stay.choice.random() < _STAYS_AWAY:
+            stay.client.predict(training["run"], api_name="/cancel_training")
+        while not Stage(training["stage"]).is_over:
+            time.sleep(0.2)
+            training = stay.client.predict(training["run"], api_name="/training_status")
+        if training["stage"] == Stage.FAILED.value:
+            self.errors.append(training["message"])
+        if training["kept"]:
+            stay.names.append(training["adapter"])
+        self._draw(stay)
 
     def watch(self) -> None:
         """Sample the memory until the end."""
-        process = psutil.Process()
         while time.monotonic() < self.until:
             time.sleep(2)
-            gc.collect()
-            self.memory.append(process.memory_info().rss / 2**20)
+            self.memory.append(self.app.memory())
 
     @property
     def growth(self) -> float:
@@ -183,26 +196,11 @@ def _arguments(settings: PictureSettings) -> dict[str, Any]:
     return {**vars(settings), "adapters": dict(settings.adapters), "new_seed": False, "count": 1}
 
 
-@contextlib.contextmanager
-def _serving(minutes: float) -> Iterator[Soak]:
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        os.environ["GRADIO_TEMP_DIR"] = f"{folder}/gradio"
-        services = build_services(
-            AppSettings(
-                adapters=Path(folder, "adapters"),
-                outputs=Path(folder, "outputs"),
-                port=port,
-                allowed_host=["visitors.example"],  # so that everyone has things of their own
-            )
-        )
-        app = build_app(services)
-        _, url, _ = app.launch(prevent_thread_lock=True, **launch_settings(services))
-        yield Soak(services, url, time.monotonic() + 60 * minutes)
-        app.close()
-        services.close()
+def _photos(folder: Path) -> list[Path]:
+    paths = [folder / f"{number}.png" for number in range(3)]
+    for number, path in enumerate(paths):
+        Image.effect_noise((64, 64), 40 + number).convert("RGB").save(path)
+    return paths
 
 
 def main() -> None:
@@ -211,7 +209,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20)
     minutes = parser.parse_args().minutes
     logging.basicConfig(level=logging.ERROR)
-    with _serving(minutes) as soak:
+    # By another name than this machine's, everyone has things of their own.
+    with running(Path(), "--allowed-host", "visitors.example") as app:
+        soak = Soak(app, time.monotonic() + 60 * minutes, _photos(app.folder))
         threads = [threading.Thread(target=soak.visit, args=(n,)) for n in range(_VISITORS)]
         for thread in threads:
             thread.start()
@@ -221,8 +221,13 @@ def main() -> None:
         print(f"{minutes:g} minutes, {_VISITORS} visitors: {dict(soak.done)}")
         print(f"largest difference from a picture drawn alone: {soak.worst} of 255 levels")
         print(f"memory: {soak.memory[-1]:.0f} MB, grown by {soak.growth:.0f} MB since warm")
+        print("megabytes, by tenths of the time:", *_tenths(soak.memory))
         print(f"errors: {len(soak.errors)}", *soak.errors[:10], sep="\n  ")
     sys.exit(bool(soak.errors) or soak.growth > _GROWTH)
+
+
+def _tenths(samples: list[float]) -> list[int]:
+    return [round(samples[len(samples) * tenth // 10]) for tenth in range(10)]
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from ..disk import MEGABYTE
+from ..memory import keep_giving_back
+from ..page_states import PageStates
 from ..passing import bound_shown
 from ..settings import AppSettings, Limits
 from .bodies import BodyBounds
@@ -25,7 +27,9 @@ from .routes import RouteGate
 from .sessions import Sessions
 
 
-def guarded(app: ASGIApp, hosts: KnownHosts, settings: AppSettings, limits: Limits) -> ASGIApp:
+def guarded(
+    app: ASGIApp, hosts: KnownHosts, settings: AppSettings, limits: Limits, states: PageStates
+) -> ASGIApp:
     """An app behind all of it.
 
     Args:
@@ -33,9 +37,10 @@ def guarded(app: ASGIApp, hosts: KnownHosts, settings: AppSettings, limits: Limi
         hosts: names by which it may be called.
         settings: who may frame it, and whether there is a password.
         limits: what a visitor may send.
+        states: of pages.
     """
     app = Listening(app)
-    app = Sessions(app)
+    app = Sessions(app, states.belongs)
     app = LinkGate(app)
     app = Places(app, limits)
     app = BodyBounds(app, limits)
@@ -51,19 +56,26 @@ def lifespan(
     hosts: KnownHosts, settings: AppSettings, limits: Limits
 ) -> Callable[[Any], AbstractAsyncContextManager[None]]:
     """A lifespan of Gradio's server that puts the entrance around all of it, and keeps what pages
-    show on the way within its bounds.
+    show on the way, and memory, within bounds.
 
     Middleware that Gradio is given goes below its own, which would answer foreign pages first.
     """
 
     @asynccontextmanager
     async def guard(server: Any) -> AsyncIterator[None]:
-        server.middleware_stack = guarded(server.middleware_stack, hosts, settings, limits)
+        server.state_holder = PageStates(server.get_blocks())
+        server.middleware_stack = guarded(
+            server.middleware_stack, hosts, settings, limits, server.state_holder
+        )
         most = limits.max_all_shown_megabytes * MEGABYTE
-        bounding = asyncio.create_task(bound_shown(server.get_blocks(), most))
+        again_and_again = [
+            asyncio.create_task(bound_shown(server.get_blocks(), most)),
+            asyncio.create_task(keep_giving_back()),
+        ]
         try:
             yield
         finally:
-            bounding.cancel()
+            for task in again_and_again:
+                task.cancel()
 
     return guard

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -16,7 +17,7 @@ from gradio.route_utils import API_PREFIX
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..visitors import visitor_of
+from ..visitors import Visitor, visitor_of
 from .posted import again, is_posted, posted
 from .refusal import refuse
 
@@ -29,25 +30,29 @@ class Sessions:
 
     Args:
         app: Gradio's, and what goes by the names it has.
+        tell: called with the name that Gradio has for a session about to be used, and whose it is.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, tell: Callable[[str, Visitor], None]) -> None:
         self._app = app
+        self._tell = tell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        visitor = visitor_of(scope).id
-        scope = _renamed(scope, visitor)
+        visitor = visitor_of(scope)
+        scope = _renamed(scope, visitor.id)
         if is_posted(scope):
             try:
-                body = _renamed_json(await posted(scope, receive), visitor)
+                body, session = _renamed_json(await posted(scope, receive), visitor.id)
             except ClientDisconnect:
                 return
             except (ValueError, RecursionError):
                 await refuse(scope, receive, send, 422, "A request of this kind is JSON.")
                 return
+            if session is not None:
+                self._tell(session, visitor)
             receive = again(body, receive)
         await self._app(scope, receive, send)
 
@@ -74,17 +79,18 @@ def _renamed(scope: Scope, visitor: str) -> Scope:
     return scope
 
 
-def _renamed_json(body: bytes, visitor: str) -> bytes:
-    """JSON with the visitor's own names, written anew lest it can be read in two ways.
+def _renamed_json(body: bytes, visitor: str) -> tuple[bytes, str | None]:
+    """JSON with the visitor's own names, written anew lest it can be read in two ways, and the name
+    of the session, if it is of one.
 
     Raises:
         ValueError: it is no JSON.
         RecursionError: it is nested too deep.
     """
     if not body:
-        return body
+        return body, None
     value: Any = json.loads(body)
     if not isinstance(value, dict) or not any(name in value for name in _NAMES):
-        return body
+        return body, None
     own = {n: own_name(visitor, str(v)) for n, v in value.items() if n in _NAMES and v is not None}
-    return json.dumps(value | own).encode()
+    return json.dumps(value | own).encode(), own.get("session_hash")

@@ -38,7 +38,8 @@ def factored_linear(
 
     Triplets of small σ are added as `U(δ ⊙ Vᵀx)`. `δ` multiplies in float32, so its gradient is
     summed in float32 under half precision too. Equal to the frozen layer to the last bit at
-    `δ = 0`.
+    `δ = 0`; for that `UᵀW x` is taken from `W x + b` less `b`, and has lost what `b` hides of it
+    where it is far larger than σ.
 
     Args:
         x: `(…, d_in)`.

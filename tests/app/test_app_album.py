@@ -64,6 +64,17 @@ def test_foreign_files_and_damaged_lists_do_no_harm(album: Album) -> None:
         assert album.find(favourites_only=True) == []
 
 
+def test_what_is_remembered_of_pictures_is_bounded(
+    album: Album, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(album.find()) == len(album.find()) == 3
+    assert (album._settings.cache_info().misses, album._settings.cache_info().hits) == (3, 3)
+    monkeypatch.setattr("app.album._KNOWN", 2)
+    small = Album(album.folder, Limits())
+    assert len(small.find()) == 3
+    assert small._settings.cache_info().currsize == 2
+
+
 def test_visitors_have_albums_of_their_own(album: Album, tmp_path: Path) -> None:
     with acting_as(ANN):
         own = album.keep(SMALL, drawn("my secret", 4))

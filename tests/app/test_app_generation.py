@@ -383,3 +383,26 @@ def test_a_file_put_in_an_adapters_place_is_used(
         draw(generator, with_adapters(rex=1))
     library.rename("tom", "rex")
     assert draw(generator, with_adapters(rex=1)) == tom != rex
+
+
+def test_of_very_many_adapters_those_last_asked_for_stay_loaded(
+    base: BaseModel, library: AdapterLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_random_adapter(library.folder / "zoe.safetensors", 2)
+    size = library.path("rex").stat().st_size
+    monkeypatch.setattr("app.generation._LOADED_BYTES", 2 * size)
+    generator = ImageGenerator(base, library, Limits())
+
+    def loaded_after(*wanted: PictureSettings) -> set[str]:
+        draw(generator, *wanted)
+        return set(generator._pipe.get_list_svfit_adapters()["unet"])
+
+    first = draw(generator, with_adapters(rex=1))
+    draw(generator, with_adapters(tom=1))
+    draw(generator, with_adapters(rex=1))
+    # Those of a batch are there, however many, until the next.
+    assert loaded_after(with_adapters(zoe=1)) == {"rex", "tom", "zoe"}
+    assert loaded_after(PLAIN) == {"rex", "zoe"}
+    assert loaded_after(with_adapters(tom=1, zoe=1)) == {"rex", "zoe", "tom"}
+    assert loaded_after(PLAIN) == {"tom", "zoe"}
+    assert draw(generator, with_adapters(rex=1)) == first

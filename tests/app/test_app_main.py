@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,3 +79,27 @@ def test_a_wrong_setting_is_one_message(
     with pytest.raises(SystemExit) as refusal:
         main()
     assert message in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_base_model_that_was_replaced_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Services:
+        """A base model's, as far as serving in turn goes."""
+
+    seen: list[weakref.ref[Services]] = []
+    ports: list[int | None] = []
+
+    def serve(services: Services, port: int | None) -> tuple[Services | None, int]:
+        gc.collect()
+        assert all(before() is None for before in seen)
+        seen.append(weakref.ref(services))
+        ports.append(port)
+        return (Services() if len(seen) < 3 else None), 7861
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr("app.__main__.build_services", lambda *_: Services())
+    monkeypatch.setattr("app.__main__._serve", serve)
+    main(["--port", "7870"])
+    assert ports == [7870, 7861, 7861]

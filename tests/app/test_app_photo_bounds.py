@@ -26,12 +26,14 @@ def picture(folder: Path, number: int) -> Path:
     return path
 
 
-def visitor(name: str) -> Visitor:
-    return Visitor(name, "", name)
+def visitor(name: str, address: str | None = None) -> Visitor:
+    return Visitor(name, address or f"of {name}", name)
 
 
-def taken(name: str, files: list[Path]) -> tuple[list[CroppedPhoto], list[str]]:
-    with acting_as(visitor(name)):
+def taken(
+    name: str, files: list[Path], address: str | None = None
+) -> tuple[list[CroppedPhoto], list[str]]:
+    with acting_as(visitor(name, address)):
         accepted, refusals = take_in(files, LIMITS)
     return accepted, [refusal.reason for refusal in refusals]
 
@@ -63,6 +65,14 @@ def test_one_visitor_holds_so_much_and_all_together_too(tmp_path: Path) -> None:
     del ann, again
     gc.collect()
     assert len(taken("carl", files[8:])[0]) == 2, "what nobody uses is not held"
+
+
+def test_cookies_of_ones_own_making_bring_no_more_photos(tmp_path: Path) -> None:
+    files = [picture(tmp_path, number) for number in range(6)]
+    first, _ = taken("first", files[:2], "one address")
+    second, reasons = taken("second", files[2:4], "one address")
+    assert len(first) == 2 and not second and "from where you are" in reasons[0]
+    assert len(taken("ann", files[4:])[0]) == 2, "there is room for others"
 
 
 def test_one_file_is_decoded_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,3 +73,18 @@ def test_nobody_opens_or_crowds_out_anothers(
         assert [bool(shelf.photos(own)) for own in several] == [False] * 7 + [True] * 3
     with acting_as(ann):
         assert shelf.photos(key) == photos
+
+
+def test_many_cookies_of_one_address_crowd_out_nobody_elsewhere(
+    photos: list[CroppedPhoto], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.photo_shelf._DRAFTS", 4)
+    shelf = PhotoShelf(Limits())
+    with acting_as(Visitor("ann", "10.0.0.1", "ann")):
+        key = shelf.key(None)
+        shelf.put(key, photos)
+    for number in range(10):
+        with acting_as(Visitor(f"crowd {number}", "10.0.0.2", "")):
+            shelf.put(shelf.key(None), photos)
+    with acting_as(Visitor("ann", "10.0.0.1", "ann")):
+        assert shelf.photos(key) == photos and shelf.key(key) == key

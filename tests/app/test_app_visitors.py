@@ -10,7 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from app_server import AppServer, arrive, open_tab, wait_for_trainings, write_random_adapter
+from full_disk import fill
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -23,6 +25,8 @@ from app.photos import CroppedPhoto
 from app.settings import AppSettings, Limits
 from app.training_status import Stage
 from app.visitors import Visitor, acting_as, current_visitor
+from svfit_diffusion.errors import StorageError
+from svfit_diffusion.files.adapter import read_adapter, state_dict
 from svfit_diffusion.training import Trainer, TrainingConfig
 
 ANN, BOB = (Visitor(name, f"at {name}", name) for name in ("ann", "bob"))
@@ -309,6 +313,73 @@ def test_only_who_deleted_an_adapter_brings_it_back(library: OwnedLibrary, tmp_p
         assert library.restore("anns") == "anns"
     with acting_as(BOB):
         assert "anns" not in library.names(), "it is hers again"
+
+
+def test_what_one_deletes_replaces_nothing_that_another_has_deleted(
+    library: OwnedLibrary, tmp_path: Path
+) -> None:
+    files = {
+        visitor: write_random_adapter(tmp_path / visitor.id / "pet.safetensors", seed)
+        for seed, visitor in enumerate((ANN, BOB))
+    }
+    for visitor, file in files.items():
+        with acting_as(visitor):
+            assert library.add(file) == "pet"
+            library.delete("pet")
+    shifts = {}
+    for visitor in (BOB, ANN):
+        with acting_as(visitor):
+            name = library.restore("pet")
+            shifts[visitor] = state_dict(library.describe(name).adapter)
+            library.delete(name)
+    for visitor, file in files.items():
+        expected = state_dict(read_adapter(file))
+        assert all(torch.equal(expected[key], shifts[visitor][key]) for key in expected)
+
+
+def test_a_renamed_adapter_is_nobody_elses_at_any_time(
+    library: OwnedLibrary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_random_adapter(tmp_path / "plain.safetensors", 7)
+    rename = Path.rename
+    seen: list[str] = []
+
+    def looking(path: Path, target: Path) -> Path:
+        renamed = rename(path, target)
+        with acting_as(BOB):
+            seen.extend(library.names())
+        return renamed
+
+    with acting_as(ANN):
+        library.add(file, "anns")
+        monkeypatch.setattr(Path, "rename", looking)
+        assert library.rename("anns", "hers") == "hers"
+    assert seen and not {"anns", "hers"} & set(seen)
+    assert library._owners.of("hers") == "ann" and library._owners.of("anns") == "house"
+
+
+def test_on_a_full_disk_nothing_becomes_everyones_and_things_can_be_deleted(
+    library: OwnedLibrary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_random_adapter(tmp_path / "plain.safetensors", 7)
+    with acting_as(ANN):
+        for name in ("anns", "other"):
+            library.add(file, name)
+        fill(monkeypatch, library._owners._path.parent)
+        for act in (lambda: library.rename("anns", "hers"), lambda: library.add(file, "more")):
+            with pytest.raises(StorageError):
+                act()
+        assert {"anns", "other"} < set(library.names())
+        library.delete("other")
+        assert not {"hers", "more", "other"} & set(library.names())
+    with acting_as(BOB):
+        assert not {"anns", "hers", "more"} & set(library.names())
+    monkeypatch.undo()
+    known = Owners(library._owners._path)
+    assert (known.of("anns"), known.of("hers"), known.of("more")) == ("ann", "house", "house")
+    with acting_as(BOB):
+        assert library.add(file, "other") == "other"
+    assert Owners(library._owners._path).of("other") == "bob"
 
 
 def test_whoever_runs_the_app_stops_any_training(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import event_loop
@@ -13,6 +13,7 @@ from app_server import AppServer
 
 from app.entrance.recognition import COOKIE
 from app.entrance.sessions import Sessions, own_name
+from app.page_states import PageStates
 from app.visitors import KEY, Visitor
 
 ANN, BOB = (Visitor(name, "10.0.0.1", name) for name in ("ann", "bob"))
@@ -23,7 +24,13 @@ DRAWING = {
 }
 
 
-def passed_on(visitor: Visitor, path: str, query: str = "", body: bytes | None = None) -> Any:
+def passed_on(
+    visitor: Visitor,
+    path: str,
+    query: str = "",
+    body: bytes | None = None,
+    tell: Callable[[str, Visitor], None] = lambda *_: None,
+) -> Any:
     """What comes of a request: its scope and body as passed on, or the messages of a refusal."""
     seen: list[Any] = []
 
@@ -44,7 +51,7 @@ def passed_on(visitor: Visitor, path: str, query: str = "", body: bytes | None =
         "headers": [],
         KEY: visitor,
     }
-    event_loop.run(Sessions(note), scope, receive, answer)
+    event_loop.run(Sessions(note, tell), scope, receive, answer)
     return seen
 
 
@@ -105,6 +112,14 @@ def test_programs_without_a_session_may_be_without_one() -> None:
     assert json.loads(sent) == {"data": [], "session_hash": None}
 
 
+def test_whose_a_session_is_is_told_by_the_name_it_has() -> None:
+    told: dict[str, Visitor] = {}
+    for visitor in (ANN, BOB):
+        for body in (b'{"session_hash": "x"}', b'{"session_hash": null}', b'{"data": []}', b""):
+            passed_on(visitor, "/gradio_api/queue/join", "", body, told.__setitem__)
+    assert told == {own_name(visitor.id, "x"): visitor for visitor in (ANN, BOB)}
+
+
 @pytest.fixture
 def visitors(app_server: AppServer) -> Iterator[list[httpx.Client]]:
     """Two of the app's."""
@@ -134,7 +149,9 @@ def test_nobody_hears_stops_or_looks_into_anothers_session(
     app_server: AppServer, visitors: list[httpx.Client]
 ) -> None:
     ann, bob = visitors
-    states = app_server.server.state_holder.session_data
+    holder = app_server.server.state_holder
+    assert isinstance(holder, PageStates) and holder.capacity == 500
+    states = holder.session_data
     before = set(states)
     fn = next(
         id for id, fn in app_server.server.get_blocks().fns.items() if fn.api_name == "generate"
@@ -152,4 +169,6 @@ def test_nobody_hears_stops_or_looks_into_anothers_session(
     assert SESSION not in states and len(set(states) - before) == 1
     bob.post("gradio_api/queue/join", json=DRAWING | {"fn_index": fn})
     assert events(bob)[-1]["msg"] == "close_stream"
-    assert len(set(states) - before) == 2, "a page of his own, of the same name"
+    new = set(states) - before
+    assert len(new) == 2, "a page of his own, of the same name"
+    assert len({holder._whose[session].id for session in new}) == 2

@@ -206,8 +206,15 @@ def test_shifts_of_any_lengths_add_up(parts: list[tuple[float, int, int]]) -> No
 # Layers
 
 
+def faint_weight() -> tuple[Tensor, Basis, Tensor]:
+    """A weight a thousand times smaller than the biases here, found by fuzzing."""
+    weight = torch.tensor([[-9e-4, -4e-4]]).half().float()
+    return weight, singular_basis(canonical_weight(weight)), torch.zeros(1)
+
+
 @share(70)
 @given(weights_with_shifts(), st.booleans(), st.booleans(), st.sampled_from([0.0, 1e-3, 0.1, 0.7]))
+@example(faint_weight(), False, True, 0.0)
 def test_a_layer_by_one_side_of_its_basis(
     drawn: tuple[Tensor, Basis, Tensor], merged: bool, biased: bool, tail: float
 ) -> None:
@@ -217,6 +224,10 @@ def test_a_layer_by_one_side_of_its_basis(
     half = basis.to(torch.device("cpu"), torch.float32)
     with mock.patch.multiple(one_sided_module, _ONE_SIDED_TAIL=tail, _SMALL=0):
         sided = one_sided(half)
+    if sided.head and not merged and dtype == torch.float16:
+        # What is divided by σ before W makes it small again goes beyond 65504 (found by fuzzing).
+        # Weights are shifted by a share of σ; not by thousands of it.
+        assume(float((delta / basis.sigma[: len(delta)]).abs().max()) < 1000)
     x = normal(2, 3, d_in).to(dtype).requires_grad_()
     bias = normal(3, d_out).to(dtype) if biased else None
     shift = delta.clone().requires_grad_()
@@ -236,12 +247,17 @@ def test_a_layer_by_one_side_of_its_basis(
     blow_up = 1 + (float(basis.sigma[0] / basis.sigma[len(delta) - 1]) if sided.head else 0.0)
     size = float(weight.double().norm()) + float(delta.norm())
     norm_x, norm_g = float(x.detach().double().norm()), float(gradient.double().norm())
+    # By outputs, W x is what is left of W x + b, so what b is rounded by is divided by σ as well.
+    hidden = 0.0
+    if bias is not None and sided.head and d_out < d_in and not merged:
+        hidden = float(bias.double().norm()) / float(basis.sigma[len(delta) - 1])
     assert y.dtype == dtype
-    assert_close(y.detach(), expected.detach(), blow_up * (size + 1) * (norm_x + 3), dtype)
+    close_y = blow_up * (size + 1) * (norm_x + 3) + hidden * float(delta.norm())
+    assert_close(y.detach(), expected.detach(), close_y, dtype)
     assert x.grad is not None and shift.grad is not None
     assert exact_x.grad is not None and exact_shift.grad is not None
     assert_close(x.grad, exact_x.grad, blow_up * size * norm_g, dtype)
-    assert_close(shift.grad, exact_shift.grad, blow_up * norm_g * norm_x, dtype)
+    assert_close(shift.grad, exact_shift.grad, norm_g * (blow_up * norm_x + hidden), dtype)
     at_zero = layer(x, weight, bias, sided, torch.zeros_like(delta))
     assert torch.equal(at_zero, torch.nn.functional.linear(x, weight, bias))
 
