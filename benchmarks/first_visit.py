@@ -36,7 +36,7 @@ LOOKS = {
 """Width of the window in pixels, and colours."""
 
 SHOWN = {
-    "generate_light": "generate_own_wide_light",
+    "generate_light": "generate_full_wide_light",
     "compare_dark": "compare_full_wide_dark",
     "train_after_light": "train_over_wide_light",
     "inspect_dark": "inspect_full_wide_dark",

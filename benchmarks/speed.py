@@ -102,7 +102,7 @@ TARGETS: tuple[Target, ...] = (
     Target("train_step_gpu", "cuda", training.step_of(training.UNET), SVFIT, 1.10, FLOOR),
     *_both_devices("memory", training.memory_of(training.UNET), SVFIT, 1.05, LORA),
     *_both_devices("memory_text_encoder", training.memory_of(training.BOTH), SVFIT, 1.05, LORA),
-    *_both_devices("memory_sdxl", training.memory_of(training.SDXL), SVFIT, 1.10, LORA),
+    *_both_devices("memory_sdxl", training.memory_of(training.SDXL), SVFIT, 1.05, LORA),
     *_both_devices("image", inference.FORWARD, SVFIT, 1.01, inference.BASE),
     *_both_devices("image_toybox", inference.TOYBOX_IMAGE, SVFIT, 1.01, inference.BASE),
     Target("load", "cpu", adapters.cold_load_of("SD 1.5 UNet"), SVFIT, 12),
