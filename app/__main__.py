@@ -77,6 +77,7 @@ def _serve(services: Services, port: int | None) -> tuple[Services | None, int]:
         print(f"or, from anywhere, {public_address}", flush=True)
     following = _successor(services)
     app.close()
+    app.clear()  # FastAPI keeps its routes, and they the pages, which hold the base model's weights
     return following, app.server_port
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,12 @@ import pytest
 import tiny
 from app_server import SECONDS, arrive, free_port
 
+from app.__main__ import _serve
 from app.base_model import BaseModel
 from app.bases import Succession, bases_at_hand, described
 from app.errors import SettingError
+from app.services import build_services
+from app.settings import AppSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = 1000 * 120
@@ -58,6 +63,23 @@ def test_another_base_is_loaded_from_the_page(visit: Any, running: str, tmp_path
         page.click("#base-load")
     arrive(page)
     assert page.locator("#base", has_text=other.name).is_visible()
+
+
+def test_the_weights_of_a_base_that_was_replaced_are_let_go(
+    saved_pipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    folders = {name: tmp_path / name for name in ("adapters", "outputs")}
+    services = build_services(AppSettings(base=str(saved_pipe), device="cpu", **folders))
+    services.succession.prepare(str(saved_pipe))
+    before = weakref.ref(services.base)
+    following, _ = _serve(services, free_port())
+    del services
+    gc.unfreeze()  # as the next app does when it begins
+    gc.collect()
+    assert before() is None
+    assert following is not None
+    following.close()
 
 
 def test_a_base_that_cannot_be_loaded_changes_nothing() -> None:
