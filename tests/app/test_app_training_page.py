@@ -117,15 +117,15 @@ def test_photos_name_and_prompts_are_enough_to_train(
 
 def test_photos_that_the_page_offers_mend_a_lack_of_them(train_page: Callable[..., Any]) -> None:
     page = train_page()
-    # Of a training that is over, or that there was none.
-    before = page.locator("#train-status").inner_text()
     page.click("#train-go")
     page.locator("#train-drop .field-problem").wait_for()
+    refused = page.locator("#train-status", has_text="Not done")
+    refused.wait_for()
     page.click("#train-sample-photos")
     tiles(page).nth(4).wait_for()
     page.locator("#train-drop .field-problem").wait_for(state="detached")
     page.locator("#train-problem .problem").wait_for(state="detached")
-    page.locator("#train-status", has_text=before).wait_for()
+    refused.wait_for(state="detached")
     assert not page.locator("#train-sample-photos").is_visible()
 
 
