@@ -27,6 +27,7 @@ from app.settings import SAMPLES
 from benchmarks.report import Row, print_table, write_report
 from svfit_diffusion.files.adapter import WEIGHTS_NAME
 
+_BASE = str(SAMPLES / "toybox")
 _SAMPLE = SAMPLES / "adapters" / "blue_car" / WEIGHTS_NAME
 _PROMPT = "a photo of sks car on the beach"
 _REPEATS = 20
@@ -35,7 +36,8 @@ _REPEATS = 20
 def measure_server(folder: Path, names: list[str], steps: int) -> list[Row]:
     """Start the app on `folder`, draw with one adapter, then with each of `names`."""
     began = time.perf_counter()
-    command = [sys.executable, "-m", "app", "--adapters", str(folder), "--outputs", str(folder)]
+    folders = ("--adapters", str(folder), "--outputs", str(folder))
+    command = [sys.executable, "-m", "app", "--base", _BASE, *folders]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             address = _address(server)
@@ -54,7 +56,7 @@ def measure_server(folder: Path, names: list[str], steps: int) -> list[Row]:
 
 def measure_switching(folder: Path, names: list[str]) -> list[Row]:
     """Median seconds to change what is active where `names` are loaded."""
-    pipe: Any = BaseModel(str(SAMPLES / "toybox")).view()
+    pipe: Any = BaseModel(_BASE).view()
     for name in names:
         pipe.load_svfit_weights(folder / f"{name}.safetensors", adapter_name=name)
     last, first = names[-1], names[0]

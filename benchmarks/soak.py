@@ -32,11 +32,12 @@ from app.entrance.recognition import COOKIE
 from app.generation import ImageGenerator
 from app.library import AdapterLibrary
 from app.picture import PictureSettings
-from app.settings import AppSettings, Limits
+from app.settings import SAMPLES, Limits
 from app.training_status import Stage
 from app.visits import Picture
 from benchmarks.app_process import AppProcess, running
 
+_BASE = str(SAMPLES / "toybox")
 _VISITORS = 4
 _LEVELS = 2  # of 255, by which float32 sums differ in company
 _GROWTH = 40.0  # megabytes between the second and the last quarter
@@ -52,7 +53,7 @@ class Alone:
     """
 
     def __init__(self, adapters: Path) -> None:
-        base, limits = BaseModel(AppSettings().base, "cpu"), Limits()
+        base, limits = BaseModel(_BASE, "cpu"), Limits()
         library = AdapterLibrary(adapters, base, limits.max_file_bytes)
         self._generator = ImageGenerator(base, library, limits)
         self._one_at_a_time = threading.Lock()
@@ -210,7 +211,7 @@ def main() -> None:
     minutes = parser.parse_args().minutes
     logging.basicConfig(level=logging.ERROR)
     # By another name than this machine's, everyone has things of their own.
-    with running(Path(), "--allowed-host", "visitors.example") as app:
+    with running(Path(), "--base", _BASE, "--allowed-host", "visitors.example") as app:
         soak = Soak(app, time.monotonic() + 60 * minutes, _photos(app.folder))
         threads = [threading.Thread(target=soak.visit, args=(n,)) for n in range(_VISITORS)]
         for thread in threads:
