@@ -82,17 +82,6 @@ class Bench:
                     batch_size=16,
                     seed=0,
                 )
-        for prompt in _GENERIC_PROMPTS:
-            generate_class_images(
-                self._pipe,
-                self._generic_folder(prompt),
-                prompt,
-                _GENERIC_IMAGES,
-                arguments,
-                batch_size=_GENERIC_IMAGES,
-                seed=0,
-                show_progress=False,
-            )
 
     def subject(self, name: str) -> Subject:
         """Read a subject's folder."""
@@ -165,7 +154,9 @@ class Bench:
         """The steps' numbers as they are done; none for the base."""
         if not adapted.parameters:
             return ()
-        others = OtherPhotos(self._class_photos(subject), self._generic_photos())
+        wanted = adapted.own is not None and adapted.own.wants_needs
+        generic = self._generic_photos if wanted else ()
+        others = OtherPhotos(self._class_photos(subject), generic)
         return train(pipe, adapted, subject, others, self._recipe, cell.learning_rate, cell.seed)
 
     def _looks(self, cell: Cell) -> set[int]:
@@ -176,16 +167,24 @@ class Bench:
     def _class_folder(self, subject: Subject) -> Path:
         return self._setup.folder / "class_images" / subject.class_name
 
-    def _generic_folder(self, prompt: str) -> Path:
-        return self._setup.folder / "generic" / file_stem(prompt)
-
+    @functools.cached_property
     def _generic_photos(self) -> list[Photo]:
-        return [
-            photo
-            for prompt in _GENERIC_PROMPTS
-            if self._generic_folder(prompt).is_dir()
-            for photo in load_photos(self._generic_folder(prompt), prompt)
-        ]
+        """What the base draws of other things; drawn when first asked for."""
+        photos = []
+        for prompt in _GENERIC_PROMPTS:
+            folder = self._setup.folder / "generic" / file_stem(prompt)
+            generate_class_images(
+                self._pipe,
+                folder,
+                prompt,
+                _GENERIC_IMAGES,
+                drawing_arguments(self._family, self._recipe),
+                batch_size=_GENERIC_IMAGES,
+                seed=0,
+                show_progress=False,
+            )
+            photos += load_photos(folder, prompt)
+        return photos
 
     def _class_photos(self, subject: Subject) -> list[Photo]:
         if not self._recipe.prior_loss_weight:

@@ -16,12 +16,8 @@ from benchmarks.finetune import Recipe
 from benchmarks.report import CACHE, Row
 from benchmarks.row_store import RowStore
 
-_CLASS_IMAGES = 32
 CURVE_METHODS = ("SVFit", "LoRA, r=8")
 """Methods that are also judged on the way, with the first seed."""
-
-_LOOKS = (0.25, 0.5)
-"""Where on the way, as shares of the steps."""
 
 
 @dataclass(frozen=True)

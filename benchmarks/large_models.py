@@ -31,8 +31,8 @@ from unittest.mock import patch
 import torch
 
 from benchmarks.basis_by_rank import load_row
-from benchmarks.large_weights import falling, flux, in_use, one_basis_for_each_shape
-from benchmarks.measuring import peak_bytes_of, seconds_of
+from benchmarks.large_weights import falling, flux, one_basis_for_each_shape
+from benchmarks.measuring import bytes_in_use, peak_bytes_of, seconds_of
 from benchmarks.report import RESULTS, Row, machine
 from svfit_diffusion import SVFitConfig, inject
 from svfit_diffusion.adapters.base_weights import base_weights
@@ -62,7 +62,7 @@ def drawing_rows(device: str, small: bool) -> Rows:
     is_slow = later * len(layers) > _PATIENCE
     with one_basis_for_each_shape() if is_slow else nullcontext():
         yield loading_row(model, layers, rank, device) | {"is_of_one_basis": is_slow}
-        before = in_use(device)
+        before = bytes_in_use(device)
         for name in "ab":
             inject(model, SVFitConfig(rank=rank), name, trainable=False, show_progress=False)
     about = {"matrices": len(layers), "rank": rank, "base_GB": before / 1e9}
@@ -94,7 +94,7 @@ def loading_row(model: Any, layers: Mapping[str, Any], rank: int, device: str) -
     hashing = seconds_of(lambda: bases.append(base_weights(model, layers)), device)
     (base,) = bases
     weight = next(iter(layers.values())).weight
-    before, cpu = in_use(device), time.process_time()
+    before, cpu = bytes_in_use(device), time.process_time()
     peak = peak_bytes_of(
         lambda: computing.append(
             seconds_of(lambda: load_bases(base, rank, show_progress=False), device)
@@ -122,7 +122,7 @@ def _switching(injection: Injection, before: int, device: str, rounds: int) -> R
 
     first_peak = peak_bytes_of(switch, device)
     seconds = [seconds_of(switch, device) for _ in range(1 + rounds)]
-    resident = in_use(device)
+    resident = bytes_in_use(device)
     peak = peak_bytes_of(switch, device)
     return {
         "seconds": median(seconds[1:]),

@@ -16,8 +16,8 @@ from benchmarks.architectures import (
     toybox_models,
     unet_inputs,
 )
-from benchmarks.large_weights import flux, in_use, one_basis_for_each_shape
-from benchmarks.measuring import interleaved, peak_bytes_of
+from benchmarks.large_weights import flux, one_basis_for_each_shape
+from benchmarks.measuring import bytes_in_use, interleaved, peak_bytes_of
 from benchmarks.report import Row
 from benchmarks.speed_flux import training_step as flux_training_step
 from benchmarks.speed_methods import FLOOR, LORA, SVFIT, chosen
@@ -58,7 +58,7 @@ def training_rows(device: str, small: bool) -> Rows:
         del model, half, steps
         peaks = {}
         for name, adapt in methods.items():
-            before = in_use(device)
+            before = bytes_in_use(device)
             models = {"transformer": flux(device, torch.float32, blocks, small)}
             step = step_of(adapt, models, {}, tokens)
             peaks[name] = [(_peak_of(step, device) - before) / 1e6]
@@ -79,7 +79,7 @@ def unet_rows(what: str, device: str, small: bool) -> Rows:
     for side in (8,) if small else (32, 128) if what == "SDXL" else (64,):
         peaks, seconds = {}, {}
         for method in chosen(LORA, SVFIT, FLOOR):
-            before = in_use(device)
+            before = bytes_in_use(device)
             models = {"unet": build()}
             with one_basis_for_each_shape():
                 adapted = method.adapt(models, _MEMORY_STEPS)

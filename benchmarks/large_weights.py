@@ -1,8 +1,7 @@
-"""Large models with random weights, and what there is in memory."""
+"""Large models with random weights."""
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +12,6 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from benchmarks.basis_by_rank import random_matrix
-from benchmarks.measuring import memory_status, trim_memory
 from svfit_diffusion.adapters.targets import attention_layers
 from svfit_diffusion.spectrum import cache
 from svfit_diffusion.spectrum.basis import Basis
@@ -68,16 +66,6 @@ def one_basis_for_each_shape() -> Iterator[None]:
 
     with patch.object(cache, "_compute", compute):
         yield
-
-
-def in_use(device: str) -> int:
-    """Bytes held on the GPU, or by this process."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.synchronize()
-        return torch.cuda.memory_allocated()
-    trim_memory()
-    return memory_status()["VmRSS"]
 
 
 @contextmanager

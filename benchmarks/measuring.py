@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -91,3 +92,13 @@ def trim_memory() -> None:
 def _wait_for(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
+
+
+def bytes_in_use(device: str) -> int:
+    """Bytes held on the GPU, or by this process."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        return torch.cuda.memory_allocated()
+    trim_memory()
+    return memory_status()["VmRSS"]

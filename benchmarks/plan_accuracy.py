@@ -16,7 +16,6 @@ added for `ratio`; `ratio_beyond_weights` goes without them. Written as
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -34,10 +33,9 @@ from benchmarks.adapting import Adapt, Adapted, Models, lora, nothing, svfit
 from benchmarks.architectures import TOYBOX, sharing_weights, toybox_pipeline
 from benchmarks.measuring import (
     MALLOC_SETTINGS,
+    bytes_in_use,
     isolated,
-    memory_status,
     peak_bytes_of,
-    trim_memory,
 )
 from benchmarks.plan_cases import CASES, Case
 from benchmarks.plans import write_configurations
@@ -194,7 +192,7 @@ def measure(base: str, method: str, batch_size: int, device: str) -> Measured:
     for name in {"vae", *family.encoders}.difference(on_device):
         getattr(pipe, name).to("cpu")
     models = {name: getattr(pipe, name) for name in on_device}
-    loaded = _bytes_in_use(device)
+    loaded = bytes_in_use(device)
 
     def run(steps: int) -> tuple[int, int]:
         copies = sharing_weights(models)
@@ -207,7 +205,7 @@ def measure(base: str, method: str, batch_size: int, device: str) -> Measured:
         return adapted.value_count(), peak
 
     run(1)
-    before = _bytes_in_use(device)
+    before = bytes_in_use(device)
     values, peak = run(_STEPS)
     tensors = (t for model in models.values() for t in (*model.parameters(), *model.buffers()))
     return Measured(values, sum(t.nbytes for t in tensors), peak - before, before - loaded)
@@ -258,15 +256,6 @@ def _train(
         if optimizer is not None:
             optimizer.step()
             optimizer.zero_grad()
-
-
-def _bytes_in_use(device: str) -> int:
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.synchronize()
-        return torch.cuda.memory_allocated()
-    trim_memory()
-    return memory_status()["VmRSS"]
 
 
 def main() -> None:
