@@ -76,6 +76,7 @@ class Stage:
         )
         self.owners = RowOwners() if several else None
         self._is_frozen = False
+        self._parts: Any = None
 
     def _told_by_configurations(self, edits: bool) -> list[str] | None:
         """Text encoders to train, once settings are known to fit the base, before it is loaded;
@@ -157,4 +158,4 @@ class Stage:
         self.placement.bring(needed)
         self.placement.park(idle)
         if sharded:
-            shard(self.family.model, self._accelerator)
+            self._parts = shard(self.family.model, self._accelerator)
