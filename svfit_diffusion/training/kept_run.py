@@ -71,7 +71,10 @@ class KeptRun:
             )
 
     def draw_base(self) -> None:
-        """Draw what the base draws, to compare."""
+        """Draw what the base draws, to compare, unless it is in parts."""
+        if self.trainer.config.shard_base:
+            self.trainer.accelerator.print("Nothing is drawn: the denoiser is in parts")
+            return
         self.trainer.accelerator.print("Drawing with the base model, to compare")
         with timed(self.trainer.seconds, "pictures"):
             self._before = pictures.draw(self.trainer, self._prompts, base=True)
@@ -87,7 +90,8 @@ class KeptRun:
             begin_output(output, self._checkpoint, trainer.step)
             settings = replace(trainer.config, seed=trainer.seed)
             write_settings(settings, output, trainer.chosen_settings())
-            pictures.write_single(trainer, self._before, self._prompts, "base")
+            if self._before:
+                pictures.write_single(trainer, self._before, self._prompts, "base")
 
     def note(self, record: StepRecord) -> None:
         """After a step: log it, and keep and draw what is due."""
@@ -151,7 +155,8 @@ class KeptRun:
                 checkpoint = save_checkpoint(trainer, self._output, limit)
                 print(f"--resume_from_checkpoint=latest goes on from {checkpoint}")
             return path.parent
-        self._draw_after(path.parent)
+        if self._before:
+            self._draw_after(path.parent)
         spent = (f"{stage} {taken:.1f}" for stage, taken in trainer.seconds.items())
         print(f"Seconds: {', '.join(spent)}")
         if trainer.config.push_to_hub and not self._interrupts.noted:

@@ -16,16 +16,21 @@ from tiny_training import make_config
 from torch import nn
 
 from svfit_diffusion.errors import ConfigError
+from svfit_diffusion.files.adapter import WEIGHTS_NAME
+from svfit_diffusion.files.hub import PICTURE_NAME
+from svfit_diffusion.training.output import PICTURES
 from svfit_diffusion.training.sharding import check_shardable, outermost_blocks
 from svfit_diffusion.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
-import sys, torch
+import sys, pytest, torch
 from pathlib import Path
 from accelerate import Accelerator
 from tiny import make_tiny_pipeline
 from tiny_training import advance, make_config, shifts
+from svfit_diffusion.errors import StateError
+from svfit_diffusion.training.run import train
 from svfit_diffusion.training.trainer import Trainer
 
 folder = Path(sys.argv[1])
@@ -48,15 +53,18 @@ for name, settings in CASES.items():
         held = [p.to_local() if sharded else p for p in trainer.pipe.unet.parameters()]
         found[f"held {sharded}"] = sum(part.numel() for part in held)
     torch.save(found, folder / f"{name}-{accelerator.process_index}.pt")
-accelerator.end_training()
+    with pytest.raises(StateError, match="in parts .* draws nothing"):
+        trainer.generate(["a dog"], 1)
+base = {"pretrained_model_name_or_path": sys.argv[2]}
+train(make_config(folder, max_train_steps=2, shard_base=True, **base))
 """
 
 
-def test_in_parts_it_trains_what_a_whole_one_does(tmp_path: Path) -> None:
+def test_in_parts_it_trains_what_a_whole_one_does(tmp_path: Path, saved_pipe: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     done = subprocess.run(
-        [sys.executable, *launcher, str(tmp_path / "program.py"), str(tmp_path)],
+        [sys.executable, *launcher, tmp_path / "program.py", tmp_path, saved_pipe],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
@@ -71,6 +79,8 @@ def test_in_parts_it_trains_what_a_whole_one_does(tmp_path: Path) -> None:
         # A dimension that two do not divide is padded.
         assert one["held True"] + two["held True"] >= one["held False"]
         assert max(one["held True"], two["held True"]) <= 0.52 * one["held False"]
+    kept = {path.name for path in (tmp_path / "out").iterdir()}
+    assert WEIGHTS_NAME in kept and not kept & {PICTURE_NAME, PICTURES}
 
 
 def test_what_it_does_not_go_with_is_refused(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from svfit_diffusion.training.trainer import Trainer
 folder, process = Path(sys.argv[1]), os.environ["RANK"]
 CASES = {
     "all": {"target": ["all"], "gradient_checkpointing": True, "train_text_encoder": True},
-    "attention": {"gradient_accumulation_steps": 2},
+    "attention": {},
 }
 for name, settings in CASES.items():
     found = {}
