@@ -29,15 +29,15 @@ def stand_in(layer: nn.Module, projection: Projection) -> nn.Module:
 def _computing_like(layer_type: Hashable) -> type[nn.Module]:
     parent: Any = layer_type
 
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return self._computed_by[1].forward(*args, **kwargs)
+    def forward(self: Any) -> Any:
+        return self._computed_by[1].forward
 
     def __reduce__(self: Any) -> tuple[Any, ...]:
         return stand_in, self._computed_by
 
-    # Beside the attributes, which are the layer's.
-    members = {"__slots__": ("_computed_by",), "forward": forward, "__reduce__": __reduce__}
-    return type(parent.__name__, (parent,), members)
+    # Beside the attributes, which are the layer's; a property comes before a `forward` of those.
+    own = {"__slots__": ("_computed_by",), "forward": property(forward), "__reduce__": __reduce__}
+    return type(parent.__name__, (parent,), own)
 
 
 class AttentionView:
