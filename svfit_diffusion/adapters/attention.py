@@ -18,7 +18,8 @@ Projection = LiveProjection | RowProjection
 
 def stand_in(layer: nn.Module, projection: Projection) -> nn.Module:
     """A module that is `layer` in all, hooks, parameters and state included, but for `forward`."""
-    module: nn.Module = object.__new__(_computing_like(type(layer)))
+    layer_type: Any = type(layer)
+    module: nn.Module = object.__new__(_computing_like(layer_type))
     # The same attributes, so that what is set or registered later, on either, counts for both.
     module.__dict__ = layer.__dict__
     object.__setattr__(module, "_computed_by", (layer, projection))

@@ -44,8 +44,13 @@ def _plain_accelerator(config: TrainingConfig) -> Accelerator:
             "accelerate launch starts a single process on a machine without GPUs, whatever "
             "--num_processes says; add --multi_gpu (it works on CPUs) or use torchrun"
         )
-    device = PartialState(cpu=cpu).device
     precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
+    if precision == "fp8":
+        raise ConfigError(
+            "accelerate was told mixed_precision fp8, in which shifts are not trained; use bf16, "
+            "fp16 or no"
+        )
+    device = PartialState(cpu=cpu).device
     if precision == "fp16" and device.type == "cpu":
         raise ConfigError(
             "mixed_precision fp16 needs a GPU and this machine has none; use 'no' or 'bf16'"

@@ -46,11 +46,6 @@ def check_launch(*, shard_base: bool) -> None:
             f"accelerate was told to compile (dynamo_backend {compiler.lower()}), which a training "
             f"does not do: leave it out"
         )
-    if os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp8":
-        raise ConfigError(
-            "accelerate was told mixed_precision fp8, in which shifts are not trained; use bf16, "
-            "fp16 or no"
-        )
     if parse_flag_from_env(_DEEPSPEED):
         _check_deepspeed(shard_base)
 
