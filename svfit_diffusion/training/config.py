@@ -135,7 +135,7 @@ class TrainingConfig:
     )
 
     shard_base: bool = setting(
-        False, "Spread the denoiser over the processes (FSDP2); nothing is drawn then."
+        False, "Spread the denoiser over the processes (FSDP2, ZeRO-3); nothing is drawn then."
     )
 
     # Optimisation

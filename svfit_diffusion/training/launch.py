@@ -51,7 +51,7 @@ def check_launch(*, shard_base: bool) -> None:
 
 
 def check_accelerator(accelerator: Accelerator) -> None:
-    """Raise `ConfigError` if an accelerator hands what is trained to an engine of another's."""
+    """Raise `ConfigError` if an accelerator hands what is trained to an engine of its own."""
     kind = DistributedType(accelerator.distributed_type)
     if kind in (
         DistributedType.DEEPSPEED,
@@ -87,8 +87,8 @@ def _check_deepspeed(shard_base: bool) -> None:
     if settings.get("stage") != 3:
         raise ConfigError(
             f"accelerate was told to use DeepSpeed with zero_stage {settings.get('stage')}, which "
-            f"spreads the state of an optimizer, here of less than a megabyte: use zero_stage 3 "
-            f"with --shard_base, which spreads the base, or leave DeepSpeed out"
+            f"spreads an optimizer's state, here a few megabytes: use zero_stage 3 with "
+            f"--shard_base, which spreads the base, or leave DeepSpeed out"
         )
     if not shard_base:
         raise ConfigError(

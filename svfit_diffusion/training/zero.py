@@ -36,7 +36,7 @@ def partition(model: nn.Module, device: torch.device, settings: Mapping[str, obj
         settings: DeepSpeed's `zero_optimization`, of stage 3.
 
     Returns:
-        What gathers the weights, as long as it is kept.
+        DeepSpeed's engine, which takes what gathers the weights off the model when it is deleted.
     """
     import deepspeed  # a package that few have, and slow to import
 
