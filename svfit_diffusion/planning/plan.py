@@ -24,7 +24,7 @@ from svfit_diffusion.planning.methods import (
     svfit,
     svfit_on_quantised,
 )
-from svfit_diffusion.planning.quantised import quantised_bytes
+from svfit_diffusion.planning.quantised import bytes_of, quantised_bytes
 from svfit_diffusion.planning.step import StepMemory, StepSetting, step_memory
 from svfit_diffusion.training import checks
 from svfit_diffusion.training.config import TrainingConfig
@@ -89,9 +89,10 @@ class Plan:
         precision: of the frozen base: `no`, `fp16` or `bf16`.
         quantization: of its denoiser, or `""`.
         gradient_checkpointing: whether activations are computed again.
-        before_bytes: weights on the device until training begins, in float32 but for a quantised
-            denoiser.
-        before_bytes_offloaded: the same with `offload`.
+        group_offload: whether its blocks wait in the host's memory.
+        whole_bytes: weights of all models in that precision: what the host holds once they are
+            loaded, and the device while class images and validation are drawn.
+        largest_bytes: those of the largest model: the same on the device with `offload`.
         steps: for each resolution and batch size.
     """
 
@@ -111,9 +112,16 @@ class Plan:
     precision: str
     quantization: str
     gradient_checkpointing: bool
-    before_bytes: int
-    before_bytes_offloaded: int
+    group_offload: bool
+    whole_bytes: int
+    largest_bytes: int
     steps: list[PlannedStep]
+
+    def total_on_cpu(self, memory: StepMemory) -> int:
+        """The peak of a step on a CPU, which reads singular vectors from their files while it uses
+        them; those of a quantised base stay in memory, in the precision of its inputs.
+        """
+        return memory.total - (0 if self.quantization else memory.basis)
 
     def facts(self) -> dict[str, Any]:
         """As JSON has it, totals added."""
@@ -121,6 +129,7 @@ class Plan:
         for told, step in zip(facts["steps"], self.steps, strict=True):
             for name, memory in step.memory.items():
                 told["memory"][name]["total"] = memory.total
+                told["memory"][name]["total_on_cpu"] = self.total_on_cpu(memory)
         return facts
 
 
@@ -159,9 +168,9 @@ def make_plan(
     freeze(family, encoders, precision, config.gradient_checkpointing)
     if config.gradient_checkpointing:
         recompute_unchecked(family.model, [models[name] for name in encoders])
-    before = {name: _FLOAT32 * count for name, count in counts.items()}
+    held = {name: bytes_of(model) for name, model in models.items()}
     if quantization:
-        before[family.denoiser] = quantised_bytes(family.model, quantization)
+        held[family.denoiser] = quantised_bytes(family.model, quantization)
     return Plan(
         base=config.pretrained_model_name_or_path,
         pipeline=type(family.pipe).__name__,
@@ -182,8 +191,9 @@ def make_plan(
         precision=precision,
         quantization=quantization,
         gradient_checkpointing=config.gradient_checkpointing,
-        before_bytes=sum(before.values()),
-        before_bytes_offloaded=sum(before[name] for name in layers),
+        group_offload=config.group_offload,
+        whole_bytes=sum(held.values()),
+        largest_bytes=max(held.values()),
         steps=_steps(
             family,
             _step_setting(config, family, encoders, quantization),
@@ -192,9 +202,6 @@ def make_plan(
             show_progress=show_progress,
         ),
     )
-
-
-_FLOAT32 = 4
 
 
 def _count(model: nn.Module) -> int:
@@ -219,6 +226,7 @@ def _step_setting(
         encodes,
         quantization,
         config.gradient_checkpointing,
+        config.group_offload,
     )
 
 

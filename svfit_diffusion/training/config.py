@@ -133,7 +133,9 @@ class TrainingConfig:
         "Have text encoders, autoencoder and denoiser on the device one after the other, never "
         "together.",
     )
-
+    group_offload: bool = setting(
+        False, "Have on the device no more than some blocks of the denoiser; nothing is drawn then."
+    )
     shard_base: bool = setting(
         False, "Spread the denoiser over the processes (FSDP2); nothing is drawn then."
     )
@@ -173,10 +175,7 @@ class TrainingConfig:
     adam_weight_decay: float = setting(0.0, "Weight decay: pulls shifts back to the base model.")
     adam_epsilon: float = setting(1e-8, "AdamW's and Prodigy's ε.")
     max_grad_norm: float = setting(1.0, "Gradients are clipped to this norm.")
-    snr_gamma: float = setting(
-        0.0,
-        "γ of Min-SNR weighting of the loss (arXiv 2303.09556), such as 5; 0 is none.",
-    )
+    snr_gamma: float = setting(0.0, "γ of Min-SNR weighting (arXiv 2303.09556), such as 5; 0: no.")
     noise_offset: float = setting(0.0, "Strength of noise that shifts whole channels.")
     weighting_scheme: Literal["none", "logit_normal", "mode", "sigma_sqrt", "cosmap"] | None = (
         setting(
@@ -188,9 +187,7 @@ class TrainingConfig:
     logit_mean: float = setting(0.0, "Mean of logit_normal.")
     logit_std: float = setting(1.0, "Standard deviation of logit_normal.")
     mode_scale: float = setting(1.29, "How far mode departs from uniform times.")
-    use_ema: bool = setting(
-        False, "Draw with and save a running mean of the shifts over the steps."
-    )
+    use_ema: bool = setting(False, "Draw with and save a running mean of the shifts.")
     ema_decay: float = setting(0.99, "Decay of that mean for each step.")
 
     # Machine
@@ -235,9 +232,7 @@ class TrainingConfig:
     )
     push_to_hub: bool = setting(False, "Upload output_dir to the hub, with a model card.")
     hub_token: str | None = setting(None, "Token for the hub.")
-    hub_model_id: str | None = setting(
-        None, "Repository to upload to; default: the name of output_dir."
-    )
+    hub_model_id: str | None = setting(None, "Repository; default: the name of output_dir.")
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -252,6 +247,11 @@ class TrainingConfig:
     def svfit(self) -> SVFitConfig:
         """Which singular values to train."""
         return SVFitConfig(parse_rank(self.rank), tuple(self.target))
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether the denoiser is never whole in one place."""
+        return self.shard_base or self.group_offload
 
     @property
     def source(self) -> BaseSource:

@@ -17,7 +17,7 @@ from svfit_diffusion.training.freezing import PRECISIONS, freeze
 from svfit_diffusion.training.layers import layers_to_train
 from svfit_diffusion.training.placement import Placement
 from svfit_diffusion.training.processes import main_first
-from svfit_diffusion.training.sharding import check_shardable, shard
+from svfit_diffusion.training.sharding import check_in_parts, put_in_parts
 from svfit_diffusion.training.skeleton import skeleton_if_told
 from svfit_diffusion.training.subject import Subject
 from svfit_diffusion.training.timing import timed
@@ -61,8 +61,8 @@ class Stage:
         self._accelerator = accelerator
         self._show_progress = show_progress
         self.seconds: dict[str, float] = {}
-        if config.shard_base:
-            check_shardable(accelerator, several=several)
+        if config.in_parts:
+            check_in_parts(accelerator, config.shard_base, several=several)
         trained = self._told_by_configurations(edits) if pipe is None else None
         with timed(self.seconds, "loading"):
             self.family = family_of(self._loaded() if pipe is None else pipe)
@@ -72,7 +72,7 @@ class Stage:
         self.process = self.family.noise_process(config.noise)
         self.resolution = checks.training_resolution(self.family, config.resolution)
         self.placement = Placement(
-            self.family.pipe, accelerator.device, offload=config.offload or config.shard_base
+            self.family.pipe, accelerator.device, offload=config.offload or config.in_parts
         )
         self.owners = RowOwners() if several else None
         self._is_frozen = False
@@ -94,9 +94,9 @@ class Stage:
         if self._show_progress:
             print(f"Loading {config.source.name}", flush=True)
         asked = (config.quantization, config.bnb_quantization_config_path)
-        if asked == (None, None):
-            return load_base(config.source)
         dtype = PRECISIONS.get(self._precision, torch.float32)
+        if asked == (None, None):
+            return load_base(config.source, dtype)
         return load_quantised_base(config.source, *asked, dtype)
 
     @property
@@ -115,13 +115,12 @@ class Stage:
 
     def put_on(self, name: str, undo: contextlib.ExitStack) -> Subject:
         """An adapter to train; `undo` takes it off again."""
-        # Where weights are, vectors are computed; what is to be in parts may have no room whole.
-        self.placement.bring(self._trained if self._config.shard_base else self.components)
         with timed(self.seconds, "singular vectors"), main_first(self._accelerator):
             # The main process fills the cache; the others find the basis there.
             subject = Subject(
                 {component: getattr(self.family.pipe, component) for component in self.components},
                 self._config.svfit,
+                self._accelerator.device,
                 show_progress=self._show_progress,
                 name=name,
                 owners=self.owners,
@@ -130,7 +129,7 @@ class Stage:
         return subject
 
     def freeze(self) -> None:
-        """Freeze and cast the pipeline, once the basis has seen it in full precision."""
+        """Freeze and cast the pipeline, once the bases are there."""
         if self._is_frozen:
             return
         config, pipe = self._config, self.family.pipe
@@ -149,12 +148,12 @@ class Stage:
 
     def settle(self) -> None:
         """Have on the device what training needs, and nothing else."""
-        sharded = self._config.shard_base
-        needed = [] if sharded else [self.family.denoiser]
+        in_parts = self._config.in_parts
+        needed = [] if in_parts else [self.family.denoiser]
         idle: list[str] = []
         (idle if self._config.cache_latents else needed).append("vae")
         (idle if self.keeps_conditions else needed).extend(self.family.encoders)
         self.placement.bring(needed)
         self.placement.park(idle)
-        if sharded:
-            shard(self.family.model, self._accelerator)
+        if in_parts:
+            put_in_parts(self.family.model, self._accelerator, self._config.group_offload)
