@@ -48,8 +48,12 @@ def plan(
         ),
     ],
     rank: Annotated[
-        str, typer.Option(help="Singular values to train per weight, or a share of the energy.")
-    ] = "1.0",
+        str | None,
+        typer.Option(
+            help="Singular values to train per weight, or a share of the energy; default: as the "
+            "trainer does."
+        ),
+    ] = None,
     target: Annotated[
         list[str] | None,
         typer.Option(help="Layers: attention (default), all, a layer name; several times."),

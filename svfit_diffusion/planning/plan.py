@@ -26,10 +26,17 @@ from svfit_diffusion.planning.methods import (
 )
 from svfit_diffusion.planning.quantised import bytes_of, quantised_bytes
 from svfit_diffusion.planning.step import StepMemory, StepSetting, step_memory
+from svfit_diffusion.spectrum.rank import parse_rank, triplets_known
 from svfit_diffusion.training import checks
 from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.freezing import PRECISIONS, freeze
-from svfit_diffusion.training.layers import PlannedLayers, layers_to_train, value_count
+from svfit_diffusion.training.layers import (
+    PlannedLayers,
+    layers_to_train,
+    models_to_train,
+    rank_to_train,
+    value_count,
+)
 from svfit_diffusion.training.quantization import quantization_named
 from svfit_diffusion.training.skeleton import skeleton
 
@@ -76,7 +83,7 @@ class Plan:
         pipeline: its class.
         weights: numbers in each of its models.
         layers: how many are trained, per component.
-        rank: as asked for.
+        rank: as asked for, or what is trained if nothing is asked for.
         at_most: whether values, sizes and memory are upper bounds: how many values a share of the
             energy means, the weights alone tell.
         values: trained singular values.
@@ -160,6 +167,7 @@ def make_plan(
     parts = family.pipe.components
     models = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
     layers = layers_to_train(family, encoders, config)
+    rank = rank_to_train(config.rank, models_to_train(family, encoders), config.target)
     counts = {name: _count(model) for name, model in models.items()}
     cores = torch.get_num_threads()
     quantization = config.quantization or ""
@@ -176,11 +184,11 @@ def make_plan(
         pipeline=type(family.pipe).__name__,
         weights=counts,
         layers={component: len(own) for component, own in layers.items()},
-        rank=config.rank,
-        at_most=isinstance(config.svfit.rank, float) and config.svfit.rank < 1,
+        rank=rank,
+        at_most=triplets_known(parse_rank(rank)) == 0,
         values=value_count(layers),
         budget=config.budget,
-        adapter_bytes=sizes.adapter_bytes(config, layers),
+        adapter_bytes=sizes.adapter_bytes(config, rank, layers),
         basis_bytes=sizes.bases_bytes(layers),
         first_load_seconds=first_load_seconds(layers, cores),
         cores=cores,

@@ -55,10 +55,10 @@ class TrainingConfig:
     seed: int | None = setting(None, "Seed of everything random; drawn and recorded if not given.")
 
     # Which singular values
-    rank: str = setting(
-        "1.0",
+    rank: str | None = setting(
+        None,
         "Singular values to train per weight: an integer, or a fraction of the spectral energy to "
-        "cover such as 0.99; 1.0 trains all.",
+        "cover such as 0.99; 1.0 trains all. Default: all, of very wide weights the leading ones.",
     )
     budget: int | None = setting(
         None,
@@ -239,14 +239,13 @@ class TrainingConfig:
             check_range(name, value)
             if name in _CHOICES:
                 check_choice(name, value, _CHOICES[name])
-        self.svfit  # noqa: B018  (checks rank and target)
+        self.svfit_of("1.0" if self.rank is None else self.rank)  # checks rank and target
         self.noise  # noqa: B018  (checks what is said about noise)
         check_together(vars(self))
 
-    @property
-    def svfit(self) -> SVFitConfig:
-        """Which singular values to train."""
-        return SVFitConfig(parse_rank(self.rank), tuple(self.target))
+    def svfit_of(self, rank: str) -> SVFitConfig:
+        """Which singular values to train, of this rank (`layers.rank_to_train`)."""
+        return SVFitConfig(parse_rank(rank), tuple(self.target))
 
     @property
     def in_parts(self) -> bool:

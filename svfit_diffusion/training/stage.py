@@ -14,7 +14,7 @@ from svfit_diffusion.training import checks
 from svfit_diffusion.training.base import load_base, load_quantised_base
 from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.freezing import PRECISIONS, freeze
-from svfit_diffusion.training.layers import layers_to_train
+from svfit_diffusion.training.layers import layers_to_train, models_to_train, rank_to_train
 from svfit_diffusion.training.placement import Placement
 from svfit_diffusion.training.processes import main_first
 from svfit_diffusion.training.sharding import check_in_parts, put_in_parts
@@ -41,6 +41,7 @@ class Stage:
     Attributes:
         family: of the pipeline.
         process: its noise process.
+        rank: of what is trained, as users write it.
         resolution: side of training images in pixels, of a square.
         placement: of the pipeline's models.
         owners: whose rows of a batch are whose, if there are several subjects.
@@ -69,6 +70,8 @@ class Stage:
         if trained is None:
             trained = checks.check_fit(self.family, config, self._precision, edits=edits)
         self._trained = trained
+        models = models_to_train(self.family, trained)
+        self.rank = rank_to_train(config.rank, models, config.target)
         self.process = self.family.noise_process(config.noise)
         self.resolution = checks.training_resolution(self.family, config.resolution)
         self.placement = Placement(
@@ -118,8 +121,8 @@ class Stage:
         with timed(self.seconds, "singular vectors"), main_first(self._accelerator):
             # The main process fills the cache; the others find the basis there.
             subject = Subject(
-                {component: getattr(self.family.pipe, component) for component in self.components},
-                self._config.svfit,
+                models_to_train(self.family, self._trained),
+                self._config.svfit_of(self.rank),
                 self._accelerator.device,
                 show_progress=self._show_progress,
                 name=name,
@@ -153,7 +156,7 @@ class Stage:
         idle: list[str] = []
         (idle if self._config.cache_latents else needed).append("vae")
         (idle if self.keeps_conditions else needed).extend(self.family.encoders)
+        self.placement.park(idle)  # first: together they may be more than the device holds
         self.placement.bring(needed)
-        self.placement.park(idle)
         if in_parts:
             put_in_parts(self.family.model, self._accelerator, self._config.group_offload)
