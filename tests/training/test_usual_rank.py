@@ -1,4 +1,4 @@
-"""The rank of a training where none is said: all of a base, the leading values of very wide layers."""
+"""The rank of a training where none is said: all, or the leading values of very wide layers."""
 
 from __future__ import annotations
 
