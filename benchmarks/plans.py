@@ -138,9 +138,9 @@ CASES = (
         flux,
         1024,
         [
+            _CHECKPOINTED | {"rank": "1.0"},
             _CHECKPOINTED,
-            _CHECKPOINTED | {"rank": "32"},
-            _CHECKPOINTED | {"rank": "32", "group_offload": True},
+            _CHECKPOINTED | {"group_offload": True},
         ],
     ),
 )

@@ -24,6 +24,7 @@ from PIL import Image
 from torch import nn
 
 from svfit_diffusion.adapters.components import collect_adapter, without_idle_layers
+from svfit_diffusion.errors import StateError
 from svfit_diffusion.files.adapter import WEIGHTS_NAME, Adapter, write_adapter
 from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.metadata import adapter_metadata
@@ -186,7 +187,16 @@ class Trainer:
 
     @contextlib.contextmanager
     def generating(self) -> Iterator[Any]:
-        """The pipeline on the device, drawing at the base's cost; training resumes after."""
+        """The pipeline on the device, drawing at the base's cost; training resumes after.
+
+        Raises:
+            StateError: the denoiser is in parts.
+        """
+        if self.config.in_parts:
+            raise StateError(
+                "a denoiser in parts (shard_base, group_offload) draws nothing: save the adapter, "
+                "and draw with it on a pipeline of its own"
+            )
         try:
             with self._preparation.preview.generating() as pipe:
                 yield pipe

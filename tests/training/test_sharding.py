@@ -16,11 +16,12 @@ from tiny_training import make_config
 from torch import nn
 
 from svfit_diffusion.errors import ConfigError
+from svfit_diffusion.files.adapter import WEIGHTS_NAME
 from svfit_diffusion.training.sharding import check_in_parts, outermost_blocks
 from svfit_diffusion.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = """
+OVER_TWO = """
 import sys, torch
 from pathlib import Path
 from accelerate import Accelerator
@@ -60,6 +61,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from tiny import make_tiny_pipeline
 from tiny_training import advance, make_config, shifts
+from svfit_diffusion.errors import StateError
 from svfit_diffusion.training.sharding import outermost_blocks
 from svfit_diffusion.training.trainer import Trainer
 
@@ -89,21 +91,46 @@ for name, settings in CASES.items():
         advance(trainer, 2)
         found[name, by_block] = shifts(trainer)
         trainer.save(own / "out")
+    try:
+        trainer.generate(["a dog"], 1)
+    except StateError as error:
+        assert "in parts" in str(error)
+    else:
+        raise AssertionError("drew")
     assert all(type(p) is DTensor and p.device.type == "cpu" for p in pipe.unet.parameters())
 torch.save((found, max(whole), len(whole)), folder / "found.pt")
 """
 
 
-def test_by_block_it_trains_what_a_whole_one_does(tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text(BY_BLOCK, encoding="utf-8")
+WHOLE_RUN = """
+import sys
+from pathlib import Path
+from tiny_training import make_config
+from svfit_diffusion.training.run import train
+
+base = {"pretrained_model_name_or_path": sys.argv[2]}
+train(make_config(Path(sys.argv[1]), max_train_steps=2, group_offload=True, **base))
+"""
+
+
+def run(program: str, folder: Path, *words: str, processes: int = 1) -> str:
+    """What a program prints whose first argument is a folder; FSDP2 would stay in this process."""
+    file = folder / "program.py"
+    file.write_text(program, encoding="utf-8")
+    several = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}")
     done = subprocess.run(
-        [sys.executable, str(tmp_path / "program.py"), str(tmp_path)],
+        [sys.executable, *(several if processes > 1 else ()), str(file), str(folder), *words],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_by_block_it_trains_what_a_whole_one_does(tmp_path: Path) -> None:
+    run(BY_BLOCK, tmp_path)
     found, most, looks = torch.load(tmp_path / "found.pt")
     assert 1 <= most <= 2 < looks  # the block that runs, and the one that comes next
     for name in ("all", "again"):
@@ -112,17 +139,15 @@ def test_by_block_it_trains_what_a_whole_one_does(tmp_path: Path) -> None:
         assert (by_block - plain).norm() <= 1e-3 * plain.norm() > 0
 
 
+def test_a_run_draws_nothing_and_says_so(tmp_path: Path, saved_pipe: Path) -> None:
+    said = run(WHOLE_RUN, tmp_path, str(saved_pipe))
+    assert "svfit generate draws them" in said
+    assert (tmp_path / "out" / WEIGHTS_NAME).is_file()
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
 def test_in_parts_it_trains_what_a_whole_one_does(tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    done = subprocess.run(
-        [sys.executable, *launcher, str(tmp_path / "program.py"), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run(OVER_TWO, tmp_path, processes=2)
     for name in ("all", "prior"):
         one, two = (torch.load(tmp_path / f"{name}-{process}.pt") for process in range(2))
         assert torch.equal(one[True], two[True])
