@@ -17,11 +17,28 @@ Projection = LiveProjection | RowProjection
 
 
 def stand_in(layer: nn.Module, projection: Projection) -> nn.Module:
-    """A module that is `layer` in all, hooks and parameters included, but for its `forward`."""
-    module: nn.Module = type(layer).__new__(type(layer))
-    # The same tables, so that what is registered later counts, too.
-    module.__dict__ = {**layer.__dict__, "forward": projection.forward}
+    """A module that is `layer` in all, hooks, parameters and state included, but for `forward`."""
+    layer_type: Any = type(layer)
+    module: nn.Module = object.__new__(_computing_like(layer_type))
+    # The same attributes, so that what is set or registered later, on either, counts for both.
+    module.__dict__ = layer.__dict__
+    object.__setattr__(module, "_computed_by", (layer, projection))
     return module
+
+
+@functools.cache
+def _computing_like(layer_type: Hashable) -> type[nn.Module]:
+    parent: Any = layer_type
+
+    def forward(self: Any) -> Any:
+        return self._computed_by[1].forward
+
+    def __reduce__(self: Any) -> tuple[Any, ...]:
+        return stand_in, self._computed_by
+
+    # Beside the attributes, which are the layer's; a property comes before a `forward` of those.
+    own = {"__slots__": ("_computed_by",), "forward": property(forward), "__reduce__": __reduce__}
+    return type(parent.__name__, (parent,), own)
 
 
 class AttentionView:

@@ -9,10 +9,16 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import ProjectConfiguration, is_bf16_available, parse_flag_from_env
+from accelerate.utils import (
+    ProjectConfiguration,
+    is_bf16_available,
+    parse_flag_from_env,
+    patch_environment,
+)
 
 from svfit_diffusion.errors import ConfigError
 from svfit_diffusion.training.config import TrainingConfig
+from svfit_diffusion.training.launch import check_launch
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +27,16 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     """An accelerator for these settings.
 
     Raises:
-        ConfigError: a precision that the machine does not compute in.
+        ConfigError: a precision that the machine does not compute in, or accelerate was told
+            something that a training does not do.
     """
+    check_launch(shard_base=config.shard_base)
+    # DeepSpeed has the base alone, once that is there (`sharding`), and not what is trained.
+    with patch_environment(ACCELERATE_USE_DEEPSPEED=False):
+        return _plain_accelerator(config)
+
+
+def _plain_accelerator(config: TrainingConfig) -> Accelerator:
     # Without a GPU accelerate joins several processes only if told that it runs on CPUs.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     if cpu and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
@@ -30,8 +44,13 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
             "accelerate launch starts a single process on a machine without GPUs, whatever "
             "--num_processes says; add --multi_gpu (it works on CPUs) or use torchrun"
         )
-    device = PartialState(cpu=cpu).device
     precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
+    if precision == "fp8":
+        raise ConfigError(
+            "accelerate was told mixed_precision fp8, in which shifts are not trained; use bf16, "
+            "fp16 or no"
+        )
+    device = PartialState(cpu=cpu).device
     if precision == "fp16" and device.type == "cpu":
         raise ConfigError(
             "mixed_precision fp16 needs a GPU and this machine has none; use 'no' or 'bf16'"

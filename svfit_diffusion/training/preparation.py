@@ -25,6 +25,7 @@ from svfit_diffusion.training.class_images import (
     missing_class_images,
 )
 from svfit_diffusion.training.config import TrainingConfig
+from svfit_diffusion.training.launch import check_accelerator
 from svfit_diffusion.training.machine import check_machine
 from svfit_diffusion.training.objective import BasePrior, Objective
 from svfit_diffusion.training.photo_set import photo_sets
@@ -79,6 +80,7 @@ class Preparation:
         found = find_photos(Path(config.instance_data_dir), config.instance_prompt)
         photos = found.photos
         self.accelerator = accelerator or make_accelerator(config)
+        check_accelerator(self.accelerator)
         self._show_progress = show_progress and self.accelerator.is_local_main_process
         self._whose = f"{name}: " if stage else ""
         self._say(str(found))

@@ -1,6 +1,10 @@
-"""A frozen denoiser in parts (FSDP2): one for each process, and in the host's memory if wanted."""
+"""A frozen denoiser in parts (FSDP2, or ZeRO-3 if told so): one for each process, and in the host's
+memory if wanted.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -10,14 +14,19 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
 from svfit_diffusion.errors import ConfigError
+from svfit_diffusion.training import zero
+from svfit_diffusion.training.launch import zero_settings
 
 
-def check_in_parts(accelerator: Accelerator, spread: bool, *, several: bool) -> None:
+def check_in_parts(
+    accelerator: Accelerator, spread: bool, in_host_memory: bool, *, several: bool
+) -> None:
     """Raise `ConfigError` if a denoiser cannot be in parts in a run.
 
     Args:
         accelerator: of the run.
         spread: whether each process is to have its own.
+        in_host_memory: whether blocks are to wait there.
         several: whether subjects are trained in one pass.
     """
     if spread and accelerator.num_processes == 1:
@@ -31,12 +40,20 @@ def check_in_parts(accelerator: Accelerator, spread: bool, *, several: bool) -> 
             "a denoiser in parts (shard_base, group_offload) learns one subject at a time: leave "
             "that out, or --subjects"
         )
+    if zero_settings() is None:
+        return
+    if in_host_memory:
+        raise ConfigError(
+            "group_offload is FSDP2's, and accelerate was told to use DeepSpeed: leave one of them "
+            "out, or have its parts in the host's memory by offload_param in its configuration"
+        )
+    zero.check_installed()
 
 
-def put_in_parts(model: nn.Module, accelerator: Accelerator, in_host_memory: bool) -> None:
+def put_in_parts(model: nn.Module, accelerator: Accelerator, in_host_memory: bool) -> Any:
     """Leave a part of every weight in each process; of one process, all of it. A block's weights
-    are whole, and on the device, while it runs, forward or backward; all processes must run it as
-    often.
+    (under ZeRO-3, a layer's) are whole, and on the device, while it runs, forward or backward; all
+    processes must run it as often.
 
     Shifts stay whole in each process, as they are no parameters of the model.
 
@@ -45,8 +62,13 @@ def put_in_parts(model: nn.Module, accelerator: Accelerator, in_host_memory: boo
         accelerator: of the run.
         in_host_memory: where the parts are, which come to the device a block at a time, the next
             while one computes; else they are on the device.
+
+    Returns:
+        Something to keep as long as the model is used.
     """
     assert not any(parameter.requires_grad for parameter in model.parameters())
+    if settings := zero_settings():
+        return zero.partition(model, accelerator.device, settings)
     device = accelerator.device.type
     if not torch.distributed.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
@@ -58,7 +80,7 @@ def put_in_parts(model: nn.Module, accelerator: Accelerator, in_host_memory: boo
         policy = CPUOffloadPolicy(pin_memory=device != "cpu")
     for block in outermost_blocks(model):
         fully_shard(block, mesh=mesh, offload_policy=policy)
-    fully_shard(model, mesh=mesh, offload_policy=policy)
+    return fully_shard(model, mesh=mesh, offload_policy=policy)
 
 
 def outermost_blocks(model: nn.Module) -> list[nn.Module]:

@@ -63,7 +63,7 @@ class Stage:
         self._show_progress = show_progress
         self.seconds: dict[str, float] = {}
         if config.in_parts:
-            check_in_parts(accelerator, config.shard_base, several=several)
+            check_in_parts(accelerator, config.shard_base, config.group_offload, several=several)
         trained = self._told_by_configurations(edits) if pipe is None else None
         with timed(self.seconds, "loading"):
             self.family = family_of(self._loaded() if pipe is None else pipe)
@@ -79,6 +79,7 @@ class Stage:
         )
         self.owners = RowOwners() if several else None
         self._is_frozen = False
+        self._parts: Any = None
 
     def _told_by_configurations(self, edits: bool) -> list[str] | None:
         """Text encoders to train, once settings are known to fit the base, before it is loaded;
@@ -159,4 +160,5 @@ class Stage:
         self.placement.park(idle)  # first: together they may be more than the device holds
         self.placement.bring(needed)
         if in_parts:
-            put_in_parts(self.family.model, self._accelerator, self._config.group_offload)
+            in_host_memory = self._config.group_offload
+            self._parts = put_in_parts(self.family.model, self._accelerator, in_host_memory)

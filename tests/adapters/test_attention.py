@@ -23,6 +23,7 @@ from one_model import ALL, ATTENTION, CLOSE, EITHER, Snapshot, dense_copy, put
 from torch import Tensor, nn
 
 from svfit_diffusion import StateError, SVFitAttnProcessor, SVFitConfig, eject
+from svfit_diffusion.adapters.attention import stand_in
 
 ADDED_KV = {
     "down_block_types": ("DownBlock2D", "SimpleCrossAttnDownBlock2D"),
@@ -52,6 +53,24 @@ def test_processors_are_wrapped_with_their_own_signature_and_given_back() -> Non
     assert all(unet.attn_processors[name] is processor for name, processor in before.items())
     put(unet, trainable=False)
     assert all(unet.attn_processors[name] is processor for name, processor in before.items())
+
+
+def test_a_stand_in_is_its_layer_but_for_what_it_computes() -> None:
+    class Doubling:
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * x
+
+    layer, projection, x = nn.Linear(4, 4), Doubling(), torch.randn(3, 4)
+    module: Any = stand_in(layer, projection)  # type: ignore[arg-type]
+    assert isinstance(module, nn.Linear) and module.weight is layer.weight
+    # Set later, on either, as tools that gather weights do.
+    layer._parameters = dict(layer._parameters, weight=nn.Parameter(torch.ones(4, 4)))
+    module.mark, calls = 5, []
+    assert module.weight is layer.weight and layer.mark == 5
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    layer.forward = lambda x: x  # another tool's
+    assert torch.equal(module(x), 2 * x) and calls == [1]
+    assert torch.equal(copy.deepcopy(module)(x), 2 * x)
 
 
 @EITHER

@@ -24,7 +24,7 @@ from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.flags import FlagParser
 
 _OF_OTHERS = {"--multi_gpu", "--num_processes", "--nproc_per_node", "--install-completion"}
-_OF_OTHERS |= {"--install", "--select", "--strict"}
+_OF_OTHERS |= {"--install", "--select", "--strict", "--use_deepspeed", "--zero_stage"}
 SVFIT: Any = typer.main.get_command(app)
 _FOLDERS = "samples|benchmarks|docs|svfit_diffusion|tests|app"
 _OF_DIFFUSERS = "'StableDiffusionPipeline' object has no attribute 'load_svfit_weights'"

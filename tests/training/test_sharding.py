@@ -17,6 +17,9 @@ from torch import nn
 
 from svfit_diffusion.errors import ConfigError
 from svfit_diffusion.files.adapter import WEIGHTS_NAME
+from svfit_diffusion.files.hub import PICTURE_NAME
+from svfit_diffusion.training import sharding
+from svfit_diffusion.training.output import PICTURES
 from svfit_diffusion.training.sharding import check_in_parts, outermost_blocks
 from svfit_diffusion.training.trainer import Trainer
 
@@ -27,6 +30,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from tiny import make_tiny_pipeline
 from tiny_training import advance, make_config, shifts
+from svfit_diffusion.training.run import train
 from svfit_diffusion.training.trainer import Trainer
 
 folder = Path(sys.argv[1])
@@ -49,7 +53,8 @@ for name, settings in CASES.items():
         held = [p.to_local() if sharded else p for p in trainer.pipe.unet.parameters()]
         found[f"held {sharded}"] = sum(part.numel() for part in held)
     torch.save(found, folder / f"{name}-{accelerator.process_index}.pt")
-accelerator.end_training()
+base = {"pretrained_model_name_or_path": sys.argv[2]}
+train(make_config(folder, max_train_steps=2, shard_base=True, **base))
 """
 
 
@@ -62,6 +67,7 @@ from torch.distributed.tensor import DTensor
 from tiny import make_tiny_pipeline
 from tiny_training import advance, make_config, shifts
 from svfit_diffusion.errors import StateError
+from svfit_diffusion.training.run import train
 from svfit_diffusion.training.sharding import outermost_blocks
 from svfit_diffusion.training.trainer import Trainer
 
@@ -99,17 +105,8 @@ for name, settings in CASES.items():
         raise AssertionError("drew")
     assert all(type(p) is DTensor and p.device.type == "cpu" for p in pipe.unet.parameters())
 torch.save((found, max(whole), len(whole)), folder / "found.pt")
-"""
-
-
-WHOLE_RUN = """
-import sys
-from pathlib import Path
-from tiny_training import make_config
-from svfit_diffusion.training.run import train
-
 base = {"pretrained_model_name_or_path": sys.argv[2]}
-train(make_config(Path(sys.argv[1]), max_train_steps=2, group_offload=True, **base))
+train(make_config(folder, max_train_steps=2, group_offload=True, **base))
 """
 
 
@@ -129,8 +126,8 @@ def run(program: str, folder: Path, *words: str, processes: int = 1) -> str:
     return done.stdout
 
 
-def test_by_block_it_trains_what_a_whole_one_does(tmp_path: Path) -> None:
-    run(BY_BLOCK, tmp_path)
+def test_by_block_it_trains_what_a_whole_one_does(tmp_path: Path, saved_pipe: Path) -> None:
+    check_no_pictures(run(BY_BLOCK, tmp_path, str(saved_pipe)), tmp_path)
     found, most, looks = torch.load(tmp_path / "found.pt")
     assert 1 <= most <= 2 < looks  # the block that runs, and the one that comes next
     for name in ("all", "again"):
@@ -139,15 +136,14 @@ def test_by_block_it_trains_what_a_whole_one_does(tmp_path: Path) -> None:
         assert (by_block - plain).norm() <= 1e-3 * plain.norm() > 0
 
 
-def test_a_run_draws_nothing_and_says_so(tmp_path: Path, saved_pipe: Path) -> None:
-    said = run(WHOLE_RUN, tmp_path, str(saved_pipe))
+def check_no_pictures(said: str, folder: Path) -> None:
     assert "svfit generate draws them" in said
-    assert (tmp_path / "out" / WEIGHTS_NAME).is_file()
-    assert not list((tmp_path / "out").rglob("*.png"))
+    kept = {path.name for path in (folder / "out").iterdir()}
+    assert WEIGHTS_NAME in kept and not kept & {PICTURE_NAME, PICTURES}
 
 
-def test_in_parts_it_trains_what_a_whole_one_does(tmp_path: Path) -> None:
-    run(OVER_TWO, tmp_path, processes=2)
+def test_in_parts_it_trains_what_a_whole_one_does(tmp_path: Path, saved_pipe: Path) -> None:
+    check_no_pictures(run(OVER_TWO, tmp_path, str(saved_pipe), processes=2), tmp_path)
     for name in ("all", "prior"):
         one, two = (torch.load(tmp_path / f"{name}-{process}.pt") for process in range(2))
         assert torch.equal(one[True], two[True])
@@ -179,7 +175,13 @@ def test_several_subjects_are_refused() -> None:
 
     for spread in (True, False):
         with pytest.raises(ConfigError, match="one subject at a time"):
-            check_in_parts(Two(cpu=True), spread, several=True)
+            check_in_parts(Two(cpu=True), spread, not spread, several=True)
+
+
+def test_deepspeed_has_an_offloading_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "zero_settings", lambda: {"stage": 3})
+    with pytest.raises(ConfigError, match="offload_param"):
+        check_in_parts(Accelerator(cpu=True), False, True, several=False)
 
 
 def test_blocks_are_those_of_the_outermost_lists() -> None:
