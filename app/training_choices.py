@@ -41,7 +41,7 @@ class TrainingChoices:
         class_prompt: names its class; empty: what follows from the instance prompt.
         steps: optimizer steps.
         learning_rate: of the shifts.
-        rank: singular values per layer, a number or a share of the energy.
+        rank: singular values per layer, a number or a share of the energy; `""`: the usual.
         target: layers; none for the usual.
         train_text_encoder: None where the base leaves no choice.
         prior_preservation: whether to train on pictures of the class, too.
@@ -62,7 +62,7 @@ class TrainingChoices:
     class_prompt: str = ""
     steps: float | None = _START.steps
     learning_rate: float | None = _START.learning_rate
-    rank: str = "1.0"
+    rank: str = ""
     target: Sequence[str] = ()
     train_text_encoder: bool | None = None
     prior_preservation: bool = _START.prior_preservation
@@ -107,8 +107,9 @@ class TrainingChoices:
             )
         steps = _whole("Steps", "steps", self.steps, 1, limits.max_training_steps)
         rate = _number("Learning rate", "learning-rate", self.learning_rate, 1e-6, 10)
+        rank = self.rank.strip() or None
         with at_field("rank"):
-            parse_rank(self.rank.strip())
+            parse_rank(rank or "1.0")
         images = _whole("Pictures", "class-images", self.class_images, 1, MAX_CLASS_IMAGES)
         side = _whole("Resolution", "resolution", self.resolution, 0, limits.max_side)
         if drawing.family:
@@ -130,7 +131,7 @@ class TrainingChoices:
                 max_train_steps=steps,
                 learning_rate=rate,
                 lr_warmup_steps=min(_WARMUP, steps // 10),
-                rank=self.rank.strip(),
+                rank=rank,
                 target=list(self.target) or usual_target(drawing.family),
                 train_text_encoder=self.train_text_encoder,
                 with_prior_preservation=self.prior_preservation,
@@ -156,7 +157,7 @@ def choices_of(name: str, config: TrainingConfig) -> TrainingChoices:
         class_prompt=config.class_prompt or "",
         steps=config.max_train_steps,
         learning_rate=config.learning_rate,
-        rank=config.rank,
+        rank=config.rank or "",
         target=tuple(config.target),
         train_text_encoder=config.train_text_encoder,
         prior_preservation=config.with_prior_preservation,

@@ -122,7 +122,8 @@ def svfit(
 
     def adapt(models: Models, steps: int) -> Adapted:
         config = SVFitConfig(rank=rank, target=target)
-        subject = Subject(models, config, show_progress=False, name=_NAME)
+        device = next(next(iter(models.values())).parameters()).device
+        subject = Subject(models, config, device, show_progress=False, name=_NAME)
         subject.set_trainable(True)
         metadata = AdapterMetadata(
             fingerprints=subject.fingerprints,

@@ -145,6 +145,8 @@ IDEAS: Sequence[Method] = (
     ),
     _idea("SVFit, all layers, as many, base's prior", svfit(1.0, "all", budget(), base_prior=1.0)),
     *(_idea(f"SVFit, blocks, rank {rank}", svfit(rank, _BLOCKS)) for rank in (32, 64, 128)),
+    *(_idea(f"SVFit, all layers, rank {rank}", svfit(rank, "all")) for rank in (32, 64)),
+    *(_idea(f"SVFit, rank {rank}", svfit(rank), _SIGMA_RATES) for rank in (64, 128)),
     _idea("sparse core", sparse_core, (1e-3, 3e-3, 1e-2, 3e-2)),
 )
 """What was tried for a better front."""

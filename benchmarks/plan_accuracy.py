@@ -105,12 +105,14 @@ class Measured:
     kept: int
 
 
-def make_row(planned: StepMemory, measured: Measured) -> Row:
-    """A plan's bytes, those measured, and the ratios of the one to the other."""
-    beyond = planned.total - planned.weights
-    ratio = planned.total / (measured.weights + measured.beyond)
+def make_row(planned: StepMemory, total: int, measured: Measured) -> Row:
+    """A plan's bytes, in `total` on the device that was measured, those measured, and the ratios of
+    the one to the other.
+    """
+    beyond = total - planned.weights
+    ratio = total / (measured.weights + measured.beyond)
     return {
-        "planned": vars(planned) | {"total": planned.total},
+        "planned": vars(planned) | {"total": total},
         "measured": {"weights": measured.weights, "beyond": measured.beyond, "kept": measured.kept},
         "trained_values": measured.values,
         "ratio": ratio,
@@ -130,17 +132,19 @@ def rows_of(base: str, device: str) -> Iterator[Row]:
     with patch.dict(os.environ, _MALLOC):
         isolated(_compute_bases, base, device)
         for name, method in METHODS.items():
-            for step in plans[method.rank].steps:
+            plan = plans[method.rank]
+            for step in plan.steps:
                 if step.unknown:
                     raise RuntimeError(f"{base}: {step.unknown}")
                 planned = step.memory[method.planned_as]
                 measured = isolated(measure, base, name, step.batch_size, device)
-                wanted = _values(plans[method.rank], method), planned.weights
+                wanted = _values(plan, method), planned.weights
                 if (measured.values, measured.weights) != wanted:
                     raise RuntimeError(f"{base}, {name}: {measured} is not of {wanted}")
                 about = {"base": base, "method": name, "batch_size": step.batch_size}
                 settings = case.settings | {"resolution": case.resolution}
-                yield about | settings | make_row(planned, measured)
+                total = plan.total_on_cpu(planned) if device == "cpu" else planned.total
+                yield about | settings | make_row(planned, total, measured)
 
 
 def _plan(case: Case, rank: str, device: str) -> Plan:

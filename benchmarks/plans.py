@@ -133,7 +133,16 @@ CASES = (
         1024,
         [_HALF, _CHECKPOINTED, _CHECKPOINTED | {"train_text_encoder": False}],
     ),
-    Case("FLUX.1 dev", flux, 1024, [_CHECKPOINTED, _CHECKPOINTED | {"rank": "32"}]),
+    Case(
+        "FLUX.1 dev",
+        flux,
+        1024,
+        [
+            _CHECKPOINTED | {"rank": "1.0"},
+            _CHECKPOINTED,
+            _CHECKPOINTED | {"group_offload": True},
+        ],
+    ),
 )
 
 
@@ -155,8 +164,8 @@ def _told(case: Case, settings: dict[str, Any], plan: Plan) -> Iterator[Row]:
         "adapter_bytes": plan.adapter_bytes,
         "basis_bytes": plan.basis_bytes,
         "lora_values": {str(rank): size.values for rank, size in plan.lora.items()},
-        "bytes_before_training": plan.before_bytes,
-        "bytes_before_training_offloaded": plan.before_bytes_offloaded,
+        "bytes_of_all_models": plan.whole_bytes,
+        "bytes_of_the_largest_model": plan.largest_bytes,
     }
     for step in plan.steps:
         if step.unknown:

@@ -38,8 +38,12 @@ class Setup:
 
     @property
     def folder(self) -> Path:
-        """Where finished runs are kept: another for other settings."""
-        digest = hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
+        """Where finished runs are kept: another for other settings, but not for another device:
+        what it rounds otherwise has changed no figure.
+        """
+        settings = asdict(self)
+        del settings["device"]
+        digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
         return CACHE / "tasks" / f"{self.task}_{digest[:12]}"
 
     def store(self) -> RowStore:
@@ -76,7 +80,7 @@ def run(task: Task, setup: Setup, cell: TaskCell) -> Row:
 
     Returns:
         accuracies on `validation` and `test`, the `values` trained and kept beside the head's, the
-        mean `loss` of the last tenth of the steps, and seconds.
+        mean `loss` of the last tenth of the steps, the `device`, and seconds.
     """
     started = time.perf_counter()
     examples = drawn(task.pool, setup.sizes.train, cell.seed)
@@ -103,6 +107,7 @@ def run(task: Task, setup: Setup, cell: TaskCell) -> Row:
         "test": accuracy(classifier, task.test, setup.device),
         "values": method.budget or sum(p.numel() for p in trained_parameters(classifier.encoder)),
         "loss": fmean(losses[-max(1, len(losses) // 10) :]),
+        "device": setup.device,
         "train_seconds": trained,
         "seconds": time.perf_counter() - started,
     }

@@ -122,7 +122,7 @@ METHODS: Sequence[TaskMethod] = (
     TaskMethod("full", "full", _everything, (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)),
     TaskMethod("VeRA, r=64", "VeRA", _peft(_vera), _SCALE_RATES),
     TaskMethod("OFT, blocks of 8", "OFT", _peft(_oft), _LORA_RATES),
-    TaskMethod("TinyLoRA, u=64", "TinyLoRA", _peft(_tiny_lora), _SCALE_RATES),
+    TaskMethod("TinyLoRA, u=64", "TinyLoRA", _peft(_tiny_lora), _LORA_RATES),
 )
 
 

@@ -26,6 +26,7 @@ def inject(
     *,
     trainable: bool = True,
     show_progress: bool = True,
+    device: torch.device | None = None,
 ) -> Injection:
     """Put a new adapter with δ = 0 on a UNet, transformer or text encoder, and make it active.
 
@@ -38,6 +39,7 @@ def inject(
         adapter_name: a new name.
         trainable: whether the shifts require gradients.
         show_progress: show a progress bar while singular values are computed.
+        device: where that is done, a weight at a time; by default where the weight is.
 
     Raises:
         TargetError: a target matches nothing, or nothing but zeros.
@@ -58,7 +60,9 @@ def inject(
             check_rank_fits(config.rank, full_rank(weight), path)
     bases = {
         path: basis
-        for path, basis in load_bases(base, config.rank, show_progress=show_progress).items()
+        for path, basis in load_bases(
+            base, config.rank, show_progress=show_progress, device=device
+        ).items()
         if basis.rank
     }
     if not bases:

@@ -71,9 +71,9 @@ def compute(
         ),
     ] = None,
     rank: Annotated[
-        str,
-        typer.Option("--rank", help="As in training: all by default; a higher one replaces it."),
-    ] = "1.0",
+        str | None,
+        typer.Option("--rank", help="Default: as in training; a higher one replaces it."),
+    ] = None,
     device: Device = None,
     revision: Revision = None,
     variant: Variant = None,
@@ -94,21 +94,21 @@ def compute(
     from svfit_diffusion.spectrum.stored import size_of
     from svfit_diffusion.training.base import load_base
     from svfit_diffusion.training.checks import trained_text_encoders
-    from svfit_diffusion.training.layers import planned_layers
+    from svfit_diffusion.training.layers import models_to_train, planned_layers, rank_to_train
     from svfit_diffusion.training.skeleton import skeleton_if_told
 
     def models_of_training(pipe: Any) -> dict[str, Any]:
         family = family_of(pipe)
-        trained = [family.denoiser, *trained_text_encoders(family, train_text_encoder)]
-        return {name: getattr(pipe, name) for name in trained}
+        return models_to_train(family, trained_text_encoders(family, train_text_encoder))
 
-    place, wanted = device_named(device, float64=True), parse_rank(rank)
+    place = device_named(device, float64=True)
     source = base_of(base, revision, variant)
     targets = tuple(target or ["attention"])
     models: dict[str, Any] = {}
     for load in (skeleton_if_told, load_base):  # what cannot be is said before weights are read
         if pipe := load(source):
             models = models_of_training(pipe)
+            wanted = parse_rank(rank_to_train(rank, models, targets))
             planned_layers(models, SVFitConfig(wanted, targets))
     weights = weights_of_models(models, targets)
     missing = missing_bases(weights, wanted)

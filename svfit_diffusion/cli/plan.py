@@ -34,6 +34,7 @@ class Quantization(str, Enum):
 
 _PRECISE = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+_ON_A_CPU = "On a CPU all but the vectors, which are read from their files while they are used."
 _NOT_COUNTED = (
     "Not counted: what kernels need inside, what the allocator cannot use, the driver's context."
 )
@@ -47,8 +48,12 @@ def plan(
         ),
     ],
     rank: Annotated[
-        str, typer.Option(help="Singular values to train per weight, or a share of the energy.")
-    ] = "1.0",
+        str | None,
+        typer.Option(
+            help="Singular values to train per weight, or a share of the energy; default: as the "
+            "trainer does."
+        ),
+    ] = None,
     target: Annotated[
         list[str] | None,
         typer.Option(help="Layers: attention (default), all, a layer name; several times."),
@@ -84,6 +89,10 @@ def plan(
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient_checkpointing", help="Less memory for a slower step.")
     ] = False,
+    group_offload: Annotated[
+        bool,
+        typer.Option("--group_offload", help="The denoiser's blocks wait in the host's memory."),
+    ] = False,
     budget: Annotated[int | None, typer.Option(min=1, help="Singular values to keep.")] = None,
     revision: Revision = None,
     as_json: AsJson = False,
@@ -106,6 +115,7 @@ def plan(
         mixed_precision=mixed_precision.value,
         quantization=quantization.value if quantization else None,
         gradient_checkpointing=gradient_checkpointing,
+        group_offload=group_offload,
         budget=budget,
     )
     made = make_plan(config, resolution or (), train_batch_size or ())
@@ -140,12 +150,13 @@ def _told(plan: Plan) -> list[str]:
         "",
         f"singular vectors, once per base: {most}{_bytes(plan.basis_bytes)} in the cache, {most}"
         f"{_duration(plan.first_load_seconds)} on {plan.cores} cores of this machine (estimated)",
-        f"weights on the device until training begins: {_bytes(plan.before_bytes)} in float32"
-        f"{_quantised(plan)}; with --offload {_bytes(plan.before_bytes_offloaded)}",
+        f"weights of all models: {_bytes(plan.whole_bytes)} in the host's memory once loaded, and "
+        f"on the device while it draws (with --offload {_bytes(plan.largest_bytes)} at most)",
         "",
         f"memory of a training step in GB, {most and 'SVFit at most, '}{_PRECISE[plan.precision]}"
         + _quantised(plan)
-        + (", gradient checkpointing" if plan.gradient_checkpointing else ""),
+        + (", gradient checkpointing" if plan.gradient_checkpointing else "")
+        + (", group offload" if plan.group_offload else ""),
         *_table(_memory(plan.steps)),
         *(
             f"{step.resolution} px, batch {step.batch_size}: memory not known for this family "
@@ -153,6 +164,7 @@ def _told(plan: Plan) -> list[str]:
             for step in plan.steps
             if step.unknown
         ),
+        *([] if plan.quantization else [_ON_A_CPU]),
         _NOT_COUNTED,
     ]
 

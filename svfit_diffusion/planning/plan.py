@@ -24,12 +24,19 @@ from svfit_diffusion.planning.methods import (
     svfit,
     svfit_on_quantised,
 )
-from svfit_diffusion.planning.quantised import quantised_bytes
+from svfit_diffusion.planning.quantised import bytes_of, quantised_bytes
 from svfit_diffusion.planning.step import StepMemory, StepSetting, step_memory
+from svfit_diffusion.spectrum.rank import parse_rank, triplets_known
 from svfit_diffusion.training import checks
 from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.freezing import PRECISIONS, freeze
-from svfit_diffusion.training.layers import PlannedLayers, layers_to_train, value_count
+from svfit_diffusion.training.layers import (
+    PlannedLayers,
+    layers_to_train,
+    models_to_train,
+    rank_to_train,
+    value_count,
+)
 from svfit_diffusion.training.quantization import quantization_named
 from svfit_diffusion.training.skeleton import skeleton
 
@@ -76,7 +83,7 @@ class Plan:
         pipeline: its class.
         weights: numbers in each of its models.
         layers: how many are trained, per component.
-        rank: as asked for.
+        rank: as asked for, or what is trained if nothing is asked for.
         at_most: whether values, sizes and memory are upper bounds: how many values a share of the
             energy means, the weights alone tell.
         values: trained singular values.
@@ -89,9 +96,10 @@ class Plan:
         precision: of the frozen base: `no`, `fp16` or `bf16`.
         quantization: of its denoiser, or `""`.
         gradient_checkpointing: whether activations are computed again.
-        before_bytes: weights on the device until training begins, in float32 but for a quantised
-            denoiser.
-        before_bytes_offloaded: the same with `offload`.
+        group_offload: whether its blocks wait in the host's memory.
+        whole_bytes: weights of all models in that precision: what the host holds once they are
+            loaded, and the device while class images and validation are drawn.
+        largest_bytes: those of the largest model: the same on the device with `offload`.
         steps: for each resolution and batch size.
     """
 
@@ -111,9 +119,16 @@ class Plan:
     precision: str
     quantization: str
     gradient_checkpointing: bool
-    before_bytes: int
-    before_bytes_offloaded: int
+    group_offload: bool
+    whole_bytes: int
+    largest_bytes: int
     steps: list[PlannedStep]
+
+    def total_on_cpu(self, memory: StepMemory) -> int:
+        """The peak of a step on a CPU, which reads singular vectors from their files while it uses
+        them; those of a quantised base stay in memory, in the precision of its inputs.
+        """
+        return memory.total - (0 if self.quantization else memory.basis)
 
     def facts(self) -> dict[str, Any]:
         """As JSON has it, totals added."""
@@ -121,6 +136,7 @@ class Plan:
         for told, step in zip(facts["steps"], self.steps, strict=True):
             for name, memory in step.memory.items():
                 told["memory"][name]["total"] = memory.total
+                told["memory"][name]["total_on_cpu"] = self.total_on_cpu(memory)
         return facts
 
 
@@ -151,6 +167,7 @@ def make_plan(
     parts = family.pipe.components
     models = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
     layers = layers_to_train(family, encoders, config)
+    rank = rank_to_train(config.rank, models_to_train(family, encoders), config.target)
     counts = {name: _count(model) for name, model in models.items()}
     cores = torch.get_num_threads()
     quantization = config.quantization or ""
@@ -159,19 +176,19 @@ def make_plan(
     freeze(family, encoders, precision, config.gradient_checkpointing)
     if config.gradient_checkpointing:
         recompute_unchecked(family.model, [models[name] for name in encoders])
-    before = {name: _FLOAT32 * count for name, count in counts.items()}
+    held = {name: bytes_of(model) for name, model in models.items()}
     if quantization:
-        before[family.denoiser] = quantised_bytes(family.model, quantization)
+        held[family.denoiser] = quantised_bytes(family.model, quantization)
     return Plan(
         base=config.pretrained_model_name_or_path,
         pipeline=type(family.pipe).__name__,
         weights=counts,
         layers={component: len(own) for component, own in layers.items()},
-        rank=config.rank,
-        at_most=isinstance(config.svfit.rank, float) and config.svfit.rank < 1,
+        rank=rank,
+        at_most=triplets_known(parse_rank(rank)) == 0,
         values=value_count(layers),
         budget=config.budget,
-        adapter_bytes=sizes.adapter_bytes(config, layers),
+        adapter_bytes=sizes.adapter_bytes(config, rank, layers),
         basis_bytes=sizes.bases_bytes(layers),
         first_load_seconds=first_load_seconds(layers, cores),
         cores=cores,
@@ -182,8 +199,9 @@ def make_plan(
         precision=precision,
         quantization=quantization,
         gradient_checkpointing=config.gradient_checkpointing,
-        before_bytes=sum(before.values()),
-        before_bytes_offloaded=sum(before[name] for name in layers),
+        group_offload=config.group_offload,
+        whole_bytes=sum(held.values()),
+        largest_bytes=max(held.values()),
         steps=_steps(
             family,
             _step_setting(config, family, encoders, quantization),
@@ -192,9 +210,6 @@ def make_plan(
             show_progress=show_progress,
         ),
     )
-
-
-_FLOAT32 = 4
 
 
 def _count(model: nn.Module) -> int:
@@ -219,6 +234,7 @@ def _step_setting(
         encodes,
         quantization,
         config.gradient_checkpointing,
+        config.group_offload,
     )
 
 

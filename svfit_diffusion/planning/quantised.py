@@ -15,6 +15,12 @@ _FREE_OF_COPIES = ("nf4", "int8")
 """bitsandbytes alone makes a weight dense once more in the backward pass; the others keep it."""
 
 
+def bytes_of(model: nn.Module) -> int:
+    """Bytes of a model's parameters and buffers, each counted once."""
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
 def quantised_bytes(model: nn.Module, quantization: str) -> int:
     """Bytes of a model's parameters and buffers, quantised.
 
@@ -22,9 +28,7 @@ def quantised_bytes(model: nn.Module, quantization: str) -> int:
         model: in the precision of the run, of any device.
         quantization: one of `training.quantization.QUANTIZATIONS`.
     """
-    tensors = (*model.parameters(), *model.buffers())
-    whole = sum(tensor.nbytes for tensor in {id(t): t for t in tensors}.values())
-    return whole - sum(
+    return bytes_of(model) - sum(
         layer.weight.nbytes - _weight_bytes(layer, quantization)
         for layer in _quantised(model, quantization)
     )

@@ -21,7 +21,7 @@ _ITEM_BYTES = {"F32": 4, "F16": 2}
 _ANY_SEED = 2**30  # of as many digits as most
 
 
-def adapter_bytes(config: TrainingConfig, layers: PlannedLayers) -> int:
+def adapter_bytes(config: TrainingConfig, rank: str, layers: PlannedLayers) -> int:
     """Bytes of the adapter's file as training writes it.
 
     Exact but for the digits of a seed that is drawn. Of a budget, whose values may lie anywhere,
@@ -37,7 +37,7 @@ def adapter_bytes(config: TrainingConfig, layers: PlannedLayers) -> int:
     }
     seed = _ANY_SEED if config.seed is None else config.seed
     digests = dict.fromkeys(layers, _DIGEST)
-    metadata = adapter_metadata(config, digests, {}, seed, config.instance_prompt)
+    metadata = adapter_metadata(config, rank, digests, {}, seed, config.instance_prompt)
     adapter = Adapter(deltas, metadata, sketches)
     return len(safetensors.torch.save(state_dict(adapter), metadata.to_header()))
 

@@ -16,14 +16,19 @@ from svfit_diffusion.families import Family, NoiseSettings, PhotoSize
 from svfit_diffusion.planning.hollow import Hollow
 from svfit_diffusion.planning.ledger import Ledger
 from svfit_diffusion.planning.methods import Method
-from svfit_diffusion.planning.quantised import dense_bytes, quantised_bytes
+from svfit_diffusion.planning.quantised import bytes_of, dense_bytes, quantised_bytes
 from svfit_diffusion.training.batches import Batch
 from svfit_diffusion.training.freezing import PRECISIONS
 from svfit_diffusion.training.layers import PlannedLayers
 from svfit_diffusion.training.objective import Objective
+from svfit_diffusion.training.sharding import outermost_blocks
 
 _STATE = 3 * 4
 """Bytes of a trained value: itself and two moments of AdamW, in float32."""
+_BLOCKS_HELD = 4
+"""Blocks on the device at a time with group offload: FSDP2 has the one that runs and the buffer it
+came in, and the next one as it comes from the host and in its buffer.
+"""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ class StepSetting:
         encodes: whether the step encodes its prompts.
         quantization: of the denoiser, or `""`.
         checkpointing: whether activations are computed again.
+        group_offload: whether the denoiser's blocks wait in the host's memory.
     """
 
     prompt: str
@@ -73,6 +79,7 @@ class StepSetting:
     encodes: bool
     quantization: str = ""
     checkpointing: bool = False
+    group_offload: bool = False
 
 
 def step_memory(
@@ -114,6 +121,9 @@ def step_memory(
         held_bytes += quantised_bytes(model, setting.quantization) - _bytes(own)
         dense = dense_bytes(model, setting.quantization, checkpointing=setting.checkpointing)
         kept, again = (0, dense) if setting.checkpointing else (dense, 0)
+    if setting.group_offload:
+        blocks = [bytes_of(block) for block in outermost_blocks(family.model)]
+        held_bytes -= max(0, sum(blocks) - _BLOCKS_HELD * max(blocks, default=0))
     return StepMemory(
         weights=held_bytes,
         basis=_bytes(vectors),

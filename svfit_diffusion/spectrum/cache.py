@@ -65,8 +65,11 @@ class BaseWeights:
     digests: dict[str, str]
 
     def matrix(self, path: str) -> Tensor:
-        """A layer's weight as its basis sees it: `(out, in·∏kernel)`, float16."""
-        return canonical_weight(self.weights[path])
+        """A layer's weight as its basis sees it: `(out, in·∏kernel)`, float16, on a device that can
+        compute it.
+        """
+        weight = canonical_weight(self.weights[path])
+        return weight.to(solver.with_float64(weight.device))
 
     def matrix_of(self, digest: str) -> Tensor | None:
         """`matrix` of the weight with that digest, if it is one of these."""
@@ -204,7 +207,7 @@ def _compute(
 
     def compute(path: str) -> Basis:
         matrix, rank = base.matrix(path), ranks[path]
-        basis = solver.solve(matrix.to(device or matrix.device), rank)
+        basis = solver.solve(matrix.to(solver.with_float64(device or matrix.device)), rank)
         basis = basis.to(matrix.device, torch.float16)
         if not is_full.is_set() and not _write(folder, base.digests[path], basis):
             is_full.set()
@@ -212,7 +215,7 @@ def _compute(
         return _read(folder, base, path, rank) or basis
 
     are_partial = all(is_partial(full_rank(base.weights[p]), rank) for p, rank in ranks.items())
-    places = {device or base.weights[path].device for path in ranks}
+    places = {solver.with_float64(device or base.weights[path].device) for path in ranks}
     count, threads_each = _workers({place.type for place in places} <= {"cpu"}, are_partial)
     if count == 1:
         yield from map(compute, ranks)

@@ -30,6 +30,11 @@ def solve(matrix: Tensor, rank: Rank) -> Basis:
     return found
 
 
+def with_float64(device: torch.device) -> torch.device:
+    """The device, or the CPU where that is one of Apple's, which have no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def singular_basis(matrix: Tensor) -> Basis:
     """All singular triplets of a matrix `(d_out, d_in)` whose σ is above zero, up to rounding.
 

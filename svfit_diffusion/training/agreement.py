@@ -36,8 +36,9 @@ def check_together(settings: Mapping[str, Any]) -> None:
         raise ConfigError(f"use_8bit_adam goes with AdamW, not with {settings['optimizer']}")
     if settings["quantization"] and settings["bnb_quantization_config_path"]:
         raise ConfigError("bnb_quantization_config_path stands in place of quantization: give one")
-    if settings["shard_base"]:
-        _check_sharding(settings)
+    for name in ("shard_base", "group_offload"):
+        if settings[name]:
+            _check_in_parts(name, settings)
     if settings["optimizer"] == "prodigy":
         _check_prodigy(settings["learning_rate"], settings["text_encoder_lr"], settings["scale_lr"])
     _check_folders(settings)
@@ -48,15 +49,15 @@ def check_together(settings: Mapping[str, Any]) -> None:
             raise ConfigError(f"hub_model_id is no name of a repository: {error}") from None
 
 
-def _check_sharding(settings: Mapping[str, Any]) -> None:
+def _check_in_parts(setting: str, settings: Mapping[str, Any]) -> None:
     """Raise `ConfigError` if something is wanted that a denoiser in parts does not do."""
     for name in ("offload", "quantization", "bnb_quantization_config_path"):
         if settings[name]:
-            raise ConfigError(f"shard_base does not go with {name}: give one of them")
+            raise ConfigError(f"{setting} does not go with {name}: give one of them")
     if settings["validation_prompt"]:
         raise ConfigError(
-            "a denoiser in parts (shard_base) draws no pictures: leave out validation_prompt, and "
-            "draw with the adapter afterwards"
+            f"a denoiser in parts ({setting}) draws no pictures: leave out validation_prompt, and "
+            f"draw with the adapter afterwards"
         )
 
 

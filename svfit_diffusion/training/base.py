@@ -1,4 +1,4 @@
-"""The base model of a run: a folder, a hub id or a single file, in float32."""
+"""The base model of a run: a folder, a hub id or a single file."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ _SINGLE_FILE_CLASSES = {
 }
 """The pipeline for what diffusers takes a single file for."""
 
+_AS_STORED: Mapping[str, Any] = {}
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
@@ -64,15 +65,26 @@ class BaseSource:
         return f"{self.name}@{self.revision}" if self.revision else self.name
 
 
-def load_base(source: BaseSource) -> Any:
-    """The base pipeline, in float32 so that the basis is computed from full precision.
+def load_base(source: BaseSource, dtype: torch.dtype = torch.float32) -> Any:
+    """The base pipeline, in a precision that its bases lose nothing by.
 
+    They are of weights rounded to float16, and of a model in bfloat16 those in its files are read
+    (`base_weights`); a single file in bfloat16 cannot be read so, and is loaded in float32.
     What is quantised in its files stays so.
+
+    Args:
+        source: where it is.
+        dtype: of the run: float32, float16 or bfloat16.
 
     Raises:
         ConfigError: it cannot be loaded.
     """
-    pipe = _load(source, _without_safety_checker(source.name))
+    if dtype == torch.bfloat16 and _is_single_file(source.name):
+        dtype = torch.float32
+    arguments = _without_safety_checker(source.name)
+    if dtype != torch.float32:
+        return _load(source, arguments, {"torch_dtype": dtype})
+    pipe = _load(source, arguments)
     _make_float32(pipe)
     return pipe
 
@@ -142,14 +154,20 @@ def _stored_dtype(place: Path, variant: str | None) -> torch.dtype:
     return _DTYPES.get(found.most_common(1)[0][0], torch.float32) if found else torch.float32
 
 
-def _load(source: BaseSource, arguments: dict[str, Any]) -> Any:
+def _load(
+    source: BaseSource, arguments: dict[str, Any], precision: Mapping[str, Any] = _AS_STORED
+) -> Any:
     if not source.name:
         raise ConfigError("pretrained_model_name_or_path is missing: a folder or a hub id")
     try:
-        if Path(source.name).suffix in _SINGLE_FILES and Path(source.name).is_file():
-            return _load_single_file(Path(source.name), source.single_file_config)
+        if _is_single_file(source.name):
+            return _load_single_file(Path(source.name), source.single_file_config, precision)
         return DiffusionPipeline.from_pretrained(
-            source.name, revision=source.revision, variant=source.variant, **arguments
+            source.name,
+            revision=source.revision,
+            variant=source.variant,
+            **arguments,
+            **precision,
         )
     except ConfigError:
         raise
@@ -194,7 +212,11 @@ def _variant_hint(source: BaseSource) -> str:
     return ""
 
 
-def _load_single_file(path: Path, config: str | None) -> Any:
+def _is_single_file(name: str) -> bool:
+    return Path(name).suffix in _SINGLE_FILES and Path(name).is_file()
+
+
+def _load_single_file(path: Path, config: str | None, precision: Mapping[str, Any]) -> Any:
     if path.suffix != ".safetensors":
         raise ConfigError(
             f"{path} may be a pickle, which can run code when it is loaded: convert it to "
@@ -206,7 +228,7 @@ def _load_single_file(path: Path, config: str | None) -> Any:
             f"{path} is a single file of {_kind(path)!r}; single files of Stable Diffusion 1, 2, "
             f"3, XL and FLUX.1 can be loaded, others by single_file_config"
         )
-    return getattr(diffusers, name).from_single_file(str(path), config=config)
+    return getattr(diffusers, name).from_single_file(str(path), config=config, **precision)
 
 
 def _class_in(config: str) -> str:

@@ -55,10 +55,10 @@ class TrainingConfig:
     seed: int | None = setting(None, "Seed of everything random; drawn and recorded if not given.")
 
     # Which singular values
-    rank: str = setting(
-        "1.0",
+    rank: str | None = setting(
+        None,
         "Singular values to train per weight: an integer, or a fraction of the spectral energy to "
-        "cover such as 0.99; 1.0 trains all.",
+        "cover such as 0.99; 1.0 trains all. Default: all, of very wide weights the leading ones.",
     )
     budget: int | None = setting(
         None,
@@ -133,7 +133,9 @@ class TrainingConfig:
         "Have text encoders, autoencoder and denoiser on the device one after the other, never "
         "together.",
     )
-
+    group_offload: bool = setting(
+        False, "Have on the device no more than some blocks of the denoiser; nothing is drawn then."
+    )
     shard_base: bool = setting(
         False, "Spread the denoiser over the processes (FSDP2, ZeRO-3); nothing is drawn then."
     )
@@ -173,10 +175,7 @@ class TrainingConfig:
     adam_weight_decay: float = setting(0.0, "Weight decay: pulls shifts back to the base model.")
     adam_epsilon: float = setting(1e-8, "AdamW's and Prodigy's ε.")
     max_grad_norm: float = setting(1.0, "Gradients are clipped to this norm.")
-    snr_gamma: float = setting(
-        0.0,
-        "γ of Min-SNR weighting of the loss (arXiv 2303.09556), such as 5; 0 is none.",
-    )
+    snr_gamma: float = setting(0.0, "γ of Min-SNR weighting (arXiv 2303.09556), such as 5; 0: no.")
     noise_offset: float = setting(0.0, "Strength of noise that shifts whole channels.")
     weighting_scheme: Literal["none", "logit_normal", "mode", "sigma_sqrt", "cosmap"] | None = (
         setting(
@@ -188,9 +187,7 @@ class TrainingConfig:
     logit_mean: float = setting(0.0, "Mean of logit_normal.")
     logit_std: float = setting(1.0, "Standard deviation of logit_normal.")
     mode_scale: float = setting(1.29, "How far mode departs from uniform times.")
-    use_ema: bool = setting(
-        False, "Draw with and save a running mean of the shifts over the steps."
-    )
+    use_ema: bool = setting(False, "Draw with and save a running mean of the shifts.")
     ema_decay: float = setting(0.99, "Decay of that mean for each step.")
 
     # Machine
@@ -235,23 +232,25 @@ class TrainingConfig:
     )
     push_to_hub: bool = setting(False, "Upload output_dir to the hub, with a model card.")
     hub_token: str | None = setting(None, "Token for the hub.")
-    hub_model_id: str | None = setting(
-        None, "Repository to upload to; default: the name of output_dir."
-    )
+    hub_model_id: str | None = setting(None, "Repository; default: the name of output_dir.")
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             check_range(name, value)
             if name in _CHOICES:
                 check_choice(name, value, _CHOICES[name])
-        self.svfit  # noqa: B018  (checks rank and target)
+        self.svfit_of("1.0" if self.rank is None else self.rank)  # checks rank and target
         self.noise  # noqa: B018  (checks what is said about noise)
         check_together(vars(self))
 
+    def svfit_of(self, rank: str) -> SVFitConfig:
+        """Which singular values to train, of this rank (`layers.rank_to_train`)."""
+        return SVFitConfig(parse_rank(rank), tuple(self.target))
+
     @property
-    def svfit(self) -> SVFitConfig:
-        """Which singular values to train."""
-        return SVFitConfig(parse_rank(self.rank), tuple(self.target))
+    def in_parts(self) -> bool:
+        """Whether the denoiser is never whole in one place."""
+        return self.shard_base or self.group_offload
 
     @property
     def source(self) -> BaseSource:

@@ -45,7 +45,8 @@ class KeptRun:
         self._interrupts = interrupts
         self._output = Path(trainer.config.output_dir)
         photos = trainer.photo_sets[0].photos
-        self._prompts = trainer.config.validation_prompt or [photos[0].prompt]
+        usual = [] if trainer.config.in_parts else [photos[0].prompt]
+        self._prompts = trainer.config.validation_prompt or usual
         self._before: pictures.Images = []
         self._go_on()
         if trainer.config.report_to:
@@ -71,9 +72,11 @@ class KeptRun:
             )
 
     def draw_base(self) -> None:
-        """Draw what the base draws, to compare, unless it is in parts."""
-        if self.trainer.config.shard_base:
-            self.trainer.accelerator.print("Nothing is drawn: the denoiser is in parts")
+        """Draw what the base draws, to compare, if anything is drawn."""
+        if not self._prompts:
+            self.trainer.accelerator.print(
+                "No pictures are drawn, as the denoiser is in parts: svfit generate draws them"
+            )
             return
         self.trainer.accelerator.print("Drawing with the base model, to compare")
         with timed(self.trainer.seconds, "pictures"):
@@ -90,7 +93,7 @@ class KeptRun:
             begin_output(output, self._checkpoint, trainer.step)
             settings = replace(trainer.config, seed=trainer.seed)
             write_settings(settings, output, trainer.chosen_settings())
-            if self._before:
+            if self._prompts:
                 pictures.write_single(trainer, self._before, self._prompts, "base")
 
     def note(self, record: StepRecord) -> None:
@@ -155,7 +158,7 @@ class KeptRun:
                 checkpoint = save_checkpoint(trainer, self._output, limit)
                 print(f"--resume_from_checkpoint=latest goes on from {checkpoint}")
             return path.parent
-        if self._before:
+        if self._prompts:
             self._draw_after(path.parent)
         spent = (f"{stage} {taken:.1f}" for stage, taken in trainer.seconds.items())
         print(f"Seconds: {', '.join(spent)}")

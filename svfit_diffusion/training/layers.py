@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from svfit_diffusion.adapters.config import SVFitConfig
+from svfit_diffusion.adapters.layers import Shiftable
 from svfit_diffusion.adapters.targets import select_targets
 from svfit_diffusion.families import Family
 from svfit_diffusion.spectrum.basis import matrix_shape
@@ -40,6 +41,11 @@ class PlannedLayer:
         return rank * (self.d_out + self.d_in)
 
 
+_WIDE = 2048
+"""Singular values of a weight up to which all are trained if nothing is said."""
+_LEADING = 128
+"""How many of each are trained where a weight has more."""
+
 PlannedLayers = dict[str, dict[str, PlannedLayer]]
 """Layers by module path, per component."""
 
@@ -57,6 +63,32 @@ def planned_layers(models: dict[str, nn.Module], config: SVFitConfig) -> Planned
     return {component: _layers(model, config) for component, model in models.items()}
 
 
+def models_to_train(family: Family, trained_encoders: Sequence[str]) -> dict[str, nn.Module]:
+    """The models of a family's pipeline that training would shift, by component."""
+    return {name: getattr(family.pipe, name) for name in (family.denoiser, *trained_encoders)}
+
+
+def rank_to_train(rank: str | None, models: Mapping[str, nn.Module], target: Sequence[str]) -> str:
+    """The rank of a training, as users write it; if none is said, all of a base's singular values.
+
+    Where a weight is very wide it is `_LEADING` of each, or as many as the narrowest has: all of
+    them would take an hour to find.
+
+    Args:
+        rank: as said, if it is.
+        models: to be shifted, by component.
+        target: as `SVFitConfig`'s.
+
+    Raises:
+        TargetError: a target matches nothing.
+    """
+    if rank is not None:
+        return rank
+    layers = [select_targets(model, tuple(target)).values() for model in models.values()]
+    sides = [min(_sides(layer)) for own in layers for layer in own]
+    return "1.0" if max(sides) <= _WIDE else str(min(_LEADING, *sides))
+
+
 def layers_to_train(
     family: Family, trained_encoders: Sequence[str], config: TrainingConfig
 ) -> PlannedLayers:
@@ -65,8 +97,9 @@ def layers_to_train(
     Raises:
         TargetError, ConfigError: as `planned_layers`, or the budget exceeds all values.
     """
-    components = [family.denoiser, *trained_encoders]
-    layers = planned_layers({name: getattr(family.pipe, name) for name in components}, config.svfit)
+    models = models_to_train(family, trained_encoders)
+    rank = rank_to_train(config.rank, models, config.target)
+    layers = planned_layers(models, config.svfit_of(rank))
     if config.budget:
         check_budget(config.budget, value_count(layers))
     return layers
@@ -77,10 +110,17 @@ def value_count(layers: PlannedLayers) -> int:
     return sum(layer.rank for own in layers.values() for layer in own.values())
 
 
+def _sides(layer: Shiftable) -> tuple[int, int]:
+    """`(out, in·∏kernel)` of a layer, whose weight may be packed."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    return matrix_shape(layer.weight.shape)
+
+
 def _layers(model: nn.Module, config: SVFitConfig) -> dict[str, PlannedLayer]:
     planned = {}
     for path, layer in select_targets(model, config.target).items():
-        d_out, d_in = matrix_shape(layer.weight.shape)
+        d_out, d_in = _sides(layer)
         full = min(d_out, d_in)
         if isinstance(config.rank, int):
             check_rank_fits(config.rank, full, path)

@@ -10,6 +10,7 @@ from svfit_diffusion.training.config import TrainingConfig
 
 def adapter_metadata(
     config: TrainingConfig,
+    rank: str,
     fingerprints: Mapping[str, str],
     quantization: Mapping[str, str],
     seed: int,
@@ -19,6 +20,7 @@ def adapter_metadata(
 
     Args:
         config: settings of its training.
+        rank: of what was trained, as users write it.
         fingerprints: of the base's weights under its layers, per component.
         quantization: of the same weights, of components that are quantised.
         seed: of the run.
@@ -29,7 +31,7 @@ def adapter_metadata(
         base_revision=config.revision or "",
         fingerprints=dict(fingerprints),
         quantization=dict(quantization),
-        rank=dict.fromkeys(fingerprints, config.rank),
+        rank=dict.fromkeys(fingerprints, rank),
         target=dict.fromkeys(fingerprints, " ".join(config.target)),
         instance_prompt=instance_prompt,
         class_prompt=config.class_prompt or "",

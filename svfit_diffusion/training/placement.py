@@ -16,16 +16,14 @@ class Placement:
     Args:
         pipe: the pipeline.
         device: where training runs.
-        offload: never have more on it than is asked for; otherwise all of it from the start, until
-            it is parked.
+        offload: never have more on it than is asked for; otherwise what was asked for once stays,
+            until it is parked.
     """
 
     def __init__(self, pipe: Any, device: torch.device, *, offload: bool) -> None:
         self._pipe = pipe
         self._device = device
         self._offload = offload
-        if not offload:
-            pipe.to(device)
 
     def bring(self, components: Collection[str]) -> None:
         """Have these on the device; with offloading, no others."""

@@ -176,11 +176,11 @@ class Preparation:
             config.num_class_images,
         )
         if missing := missing_class_images(folder, prompt, base, wanted):
-            if config.shard_base:
+            if config.in_parts:
                 raise ConfigError(
                     f"{missing} of {wanted} class images are missing in {folder}, and a denoiser "
-                    f"in parts (shard_base) draws none: put them there, or let a run without it "
-                    f"draw them"
+                    f"in parts (shard_base, group_offload) draws none: put them there, or let a "
+                    f"run of one step without it draw them"
                 )
             self._say(f"Class images: {wanted - missing} are in {folder}, {missing} are drawn now")
             with timed(self.seconds, "class images"), self.preview.generating() as pipe:

@@ -14,10 +14,10 @@ from svfit_diffusion.training import checks
 from svfit_diffusion.training.base import load_base, load_quantised_base
 from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.freezing import PRECISIONS, freeze
-from svfit_diffusion.training.layers import layers_to_train
+from svfit_diffusion.training.layers import layers_to_train, models_to_train, rank_to_train
 from svfit_diffusion.training.placement import Placement
 from svfit_diffusion.training.processes import main_first
-from svfit_diffusion.training.sharding import check_shardable, shard
+from svfit_diffusion.training.sharding import check_in_parts, put_in_parts
 from svfit_diffusion.training.skeleton import skeleton_if_told
 from svfit_diffusion.training.subject import Subject
 from svfit_diffusion.training.timing import timed
@@ -41,6 +41,7 @@ class Stage:
     Attributes:
         family: of the pipeline.
         process: its noise process.
+        rank: of what is trained, as users write it.
         resolution: side of training images in pixels, of a square.
         placement: of the pipeline's models.
         owners: whose rows of a batch are whose, if there are several subjects.
@@ -61,18 +62,20 @@ class Stage:
         self._accelerator = accelerator
         self._show_progress = show_progress
         self.seconds: dict[str, float] = {}
-        if config.shard_base:
-            check_shardable(accelerator, several=several)
+        if config.in_parts:
+            check_in_parts(accelerator, config.shard_base, config.group_offload, several=several)
         trained = self._told_by_configurations(edits) if pipe is None else None
         with timed(self.seconds, "loading"):
             self.family = family_of(self._loaded() if pipe is None else pipe)
         if trained is None:
             trained = checks.check_fit(self.family, config, self._precision, edits=edits)
         self._trained = trained
+        models = models_to_train(self.family, trained)
+        self.rank = rank_to_train(config.rank, models, config.target)
         self.process = self.family.noise_process(config.noise)
         self.resolution = checks.training_resolution(self.family, config.resolution)
         self.placement = Placement(
-            self.family.pipe, accelerator.device, offload=config.offload or config.shard_base
+            self.family.pipe, accelerator.device, offload=config.offload or config.in_parts
         )
         self.owners = RowOwners() if several else None
         self._is_frozen = False
@@ -95,9 +98,9 @@ class Stage:
         if self._show_progress:
             print(f"Loading {config.source.name}", flush=True)
         asked = (config.quantization, config.bnb_quantization_config_path)
-        if asked == (None, None):
-            return load_base(config.source)
         dtype = PRECISIONS.get(self._precision, torch.float32)
+        if asked == (None, None):
+            return load_base(config.source, dtype)
         return load_quantised_base(config.source, *asked, dtype)
 
     @property
@@ -116,13 +119,12 @@ class Stage:
 
     def put_on(self, name: str, undo: contextlib.ExitStack) -> Subject:
         """An adapter to train; `undo` takes it off again."""
-        # Where weights are, vectors are computed; what is to be in parts may have no room whole.
-        self.placement.bring(self._trained if self._config.shard_base else self.components)
         with timed(self.seconds, "singular vectors"), main_first(self._accelerator):
             # The main process fills the cache; the others find the basis there.
             subject = Subject(
-                {component: getattr(self.family.pipe, component) for component in self.components},
-                self._config.svfit,
+                models_to_train(self.family, self._trained),
+                self._config.svfit_of(self.rank),
+                self._accelerator.device,
                 show_progress=self._show_progress,
                 name=name,
                 owners=self.owners,
@@ -131,7 +133,7 @@ class Stage:
         return subject
 
     def freeze(self) -> None:
-        """Freeze and cast the pipeline, once the basis has seen it in full precision."""
+        """Freeze and cast the pipeline, once the bases are there."""
         if self._is_frozen:
             return
         config, pipe = self._config, self.family.pipe
@@ -150,12 +152,13 @@ class Stage:
 
     def settle(self) -> None:
         """Have on the device what training needs, and nothing else."""
-        sharded = self._config.shard_base
-        needed = [] if sharded else [self.family.denoiser]
+        in_parts = self._config.in_parts
+        needed = [] if in_parts else [self.family.denoiser]
         idle: list[str] = []
         (idle if self._config.cache_latents else needed).append("vae")
         (idle if self.keeps_conditions else needed).extend(self.family.encoders)
+        self.placement.park(idle)  # first: together they may be more than the device holds
         self.placement.bring(needed)
-        self.placement.park(idle)
-        if sharded:
-            self._parts = shard(self.family.model, self._accelerator)
+        if in_parts:
+            in_host_memory = self._config.group_offload
+            self._parts = put_in_parts(self.family.model, self._accelerator, in_host_memory)

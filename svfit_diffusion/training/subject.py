@@ -25,6 +25,8 @@ class Subject:
     Args:
         models: what it shifts, by component.
         config: rank and targets.
+        device: of the training, where singular values are computed and shifts lie, wherever the
+            models are.
         show_progress: show a progress bar while singular values are computed.
         name: of the adapter.
         owners: whose rows are whose, if others are trained in the same pass; they have the same
@@ -44,6 +46,7 @@ class Subject:
         self,
         models: dict[str, nn.Module],
         config: SVFitConfig,
+        device: torch.device,
         *,
         show_progress: bool,
         name: str = ADAPTER_NAME,
@@ -62,10 +65,12 @@ class Subject:
                 if others:
                     inject_beside(model, others[0], name)
                 else:
-                    inject(model, config, name, show_progress=show_progress)
+                    inject(model, config, name, show_progress=show_progress, device=device)
         except BaseException:
             self.withdraw()
             raise
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(device)
         if owners:
             owners.names.append(name)
         self._sigma_norm = self._initial_sigma_norm()

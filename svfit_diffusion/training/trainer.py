@@ -142,6 +142,7 @@ class Trainer:
         """What a setting that was left open is in this run, by name."""
         arguments = self._preparation.generation_arguments
         chosen: dict[str, Any] = {
+            "rank": self._preparation.stage.rank,
             "resolution": self.resolution,
             "max_train_steps": self.total_steps,
             "train_text_encoder": len(self.subject.models) > 1,
@@ -191,9 +192,10 @@ class Trainer:
         Raises:
             StateError: the denoiser is in parts.
         """
-        if self.config.shard_base:
+        if self.config.in_parts:
             raise StateError(
-                "a denoiser in parts (shard_base) draws nothing: draw with the adapter afterwards"
+                "a denoiser in parts (shard_base, group_offload) draws nothing: save the adapter, "
+                "and draw with it on a pipeline of its own"
             )
         try:
             with self._preparation.preview.generating() as pipe:
@@ -222,7 +224,12 @@ class Trainer:
         config, models = self.config, self.subject.models
         prompt = config.instance_prompt or self._common_prompt()
         metadata = adapter_metadata(
-            config, self.subject.fingerprints, self.subject.quantization, self.seed, prompt
+            config,
+            self._preparation.stage.rank,
+            self.subject.fingerprints,
+            self.subject.quantization,
+            self.seed,
+            prompt,
         )
         with self._preparation.preview.averaged():
             whole = collect_adapter(models, self.subject.name, metadata)

@@ -14,7 +14,7 @@ from svfit_diffusion.planning.methods import svfit
 
 def test_ratios_are_of_all_bytes_and_of_those_beyond_the_weights() -> None:
     planned = StepMemory(weights=1000, basis=50, state=10, saved=100, working=40)
-    row = make_row(planned, Measured(values=7, weights=1000, beyond=250, kept=30))
+    row = make_row(planned, 1200, Measured(values=7, weights=1000, beyond=250, kept=30))
     assert row["ratio"] == pytest.approx(1200 / 1250)
     assert row["ratio_beyond_weights"] == pytest.approx(200 / 250)
     assert row["planned"]["total"] == 1200
@@ -24,7 +24,7 @@ def test_ratios_are_of_all_bytes_and_of_those_beyond_the_weights() -> None:
 @pytest.mark.parametrize(("beyond", "holds"), [(0, False), (100, True), (333, True), (400, False)])
 def test_a_tenth_either_way_is_the_most(beyond: int, holds: bool) -> None:
     planned = StepMemory(weights=1000, basis=0, state=0, saved=100, working=100)
-    assert make_row(planned, Measured(0, 1000, beyond or 50, 0))["holds"] is holds
+    assert make_row(planned, 1200, Measured(0, 1000, beyond or 50, 0))["holds"] is holds
 
 
 def test_a_run_trains_what_its_plan_counts(monkeypatch: pytest.MonkeyPatch) -> None:

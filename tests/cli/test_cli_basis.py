@@ -152,7 +152,7 @@ def test_training_finds_what_was_computed_ahead(
     request.getfixturevalue("no_svd")
     pipe = make_tiny_pipeline()
     models = {"unet": pipe.unet, "text_encoder": pipe.text_encoder}
-    Subject(models, SVFitConfig(), show_progress=False)
+    Subject(models, SVFitConfig(), torch.device("cpu"), show_progress=False)
     facts = values(said("compute", saved_pipe))
     assert (facts["computed"], facts["there already"], facts["bytes"]) == ("0", "40", "0")
 

@@ -89,7 +89,7 @@ def test_packs_follow_each_other_on_one_base(
 ) -> None:
     loads: list[Any] = []
     plain = stage.load_base
-    monkeypatch.setattr(stage, "load_base", lambda source: loads.append(source) or plain(source))
+    monkeypatch.setattr(stage, "load_base", lambda *of: loads.append(of) or plain(*of))
     (tmp_path / "empty").mkdir()
     rex, mia = subject("rex", max_train_steps=1), subject("mia_", max_train_steps=2)
     tom = subject("tom__", max_train_steps=2)

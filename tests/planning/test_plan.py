@@ -18,6 +18,7 @@ from svfit_diffusion.adapters.components import models_of
 from svfit_diffusion.errors import ConfigError, TargetError
 from svfit_diffusion.planning import Plan, make_plan
 from svfit_diffusion.planning import plan as plan_module
+from svfit_diffusion.planning import step as step_module
 from svfit_diffusion.planning.duration import _work
 from svfit_diffusion.planning.methods import svfit
 from svfit_diffusion.planning.sizes import bases_bytes
@@ -106,7 +107,9 @@ def _lora_values(model: Any, config: LoraConfig) -> int:
     return sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
 
 
-def test_memory_grows_with_pictures_and_with_what_is_trained(bare: Path) -> None:
+def test_memory_grows_with_pictures_and_with_what_is_trained(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps = plan(bare, (16, 32), batch_sizes=(1, 4)).steps
     small, many, large, _ = steps
     for method in ("frozen", "SVFit", "LoRA r=8"):
@@ -119,6 +122,10 @@ def test_memory_grows_with_pictures_and_with_what_is_trained(bare: Path) -> None
         assert step.memory["SVFit"].state < step.memory["LoRA r=8"].state
     (recomputed,) = plan(bare, (16,), batch_sizes=(4,), gradient_checkpointing=True).steps
     assert recomputed.memory["SVFit"].saved < many.memory["SVFit"].saved
+    monkeypatch.setattr(step_module, "_BLOCKS_HELD", 1)  # of a tiny model's few
+    (by_block,) = plan(bare, (16,), batch_sizes=(4,), group_offload=True).steps
+    assert 0 < by_block.memory["SVFit"].weights < many.memory["SVFit"].weights
+    assert by_block.memory["SVFit"].saved == many.memory["SVFit"].saved
     (half,) = plan(bare, (16,), batch_sizes=(4,), mixed_precision="bf16").steps
     # Positions are integers in either.
     ratio = many.memory["frozen"].weights / half.memory["frozen"].weights
@@ -171,6 +178,11 @@ def test_the_command_tells_it(bare: Path) -> None:
     told = done(*words)
     assert f"{facts['values']:,}" in told
     assert f"{total / 1e9:.3f}" in told
+    memory = facts["steps"][0]["memory"]["SVFit"]
+    assert memory["total_on_cpu"] == total - memory["basis"]
+    assert "On a CPU" in told
+    assert facts["whole_bytes"] > facts["largest_bytes"] > 0
+    assert ", group offload" in done(*words, "--group_offload")
     assert "at most" in done(*words, "--rank", "0.9")
     assert "ConfigError" in refused("plan", bare / "unet", "--resolution", 16)
 

@@ -234,6 +234,14 @@ def test_cached_files_say_what_they_are(filled_cache: Path) -> None:
         assert metadata["checksum"] == f"{zlib.crc32(content):08x}"
 
 
+def test_where_there_is_no_float64_the_cpu_computes(empty_cache: Path) -> None:
+    weight = torch.randn(6, 4)
+    (basis,) = load_bases(
+        read_base({"a": weight}), show_progress=False, device=torch.device("mps")
+    ).values()
+    assert basis.sigma == pytest.approx(torch.linalg.svdvals(weight.half().float()), rel=1e-6)
+
+
 def test_a_convolution_is_flattened(empty_cache: Path) -> None:
     basis = load(make_base())["1"]
     weight = make_model()[1].weight.half().float()

@@ -14,6 +14,7 @@ import tiny_pipelines
 import torch
 from safetensors.torch import save_file
 
+from svfit_diffusion.adapters.base_weights import weights_of_models
 from svfit_diffusion.errors import ConfigError
 from svfit_diffusion.training.base import BaseSource, load_base
 
@@ -35,6 +36,42 @@ def test_a_folder_is_loaded_in_float32_without_its_safety_checker(saved_pipe: Pa
     pipe = load_base(BaseSource(str(saved_pipe)))
     assert pipe.unet.dtype == pipe.text_encoder.dtype == torch.float32
     assert pipe.safety_checker is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
+def test_in_half_precision_it_has_the_bases_of_a_whole_load(
+    stored: torch.dtype, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    tiny.make_tiny_pipeline().to(stored).save_pretrained(tmp_path)
+    source = BaseSource(str(tmp_path))
+    whole, half = load_base(source), load_base(source, dtype)
+    for name in ("unet", "text_encoder"):
+        own, other = (
+            weights_of_models({name: getattr(pipe, name)}, "all") for pipe in (half, whole)
+        )
+        assert own.digests == other.digests
+    whole.to(dtype)
+    for name in ("unet", "text_encoder", "vae"):
+        own, other = (getattr(pipe, name).state_dict() for pipe in (half, whole))
+        assert all(torch.equal(own[key], other[key]) for key in other)
+
+
+def test_a_single_file_keeps_what_bfloat16_would_round_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "base.safetensors"
+    save_file(_MARKS["FluxPipeline"], file)
+    calls: list[Any] = []
+
+    def load(path: str, **settings: Any) -> Any:
+        calls.append(settings.get("torch_dtype"))
+        return tiny.make_tiny_pipeline()
+
+    monkeypatch.setattr(diffusers.FluxPipeline, "from_single_file", load)
+    for dtype in (torch.bfloat16, torch.float16):
+        load_base(BaseSource(str(file)), dtype)
+    assert calls == [None, torch.float16]
 
 
 def test_a_folder_of_another_family_is_loaded(tmp_path: Path) -> None:

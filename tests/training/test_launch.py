@@ -17,7 +17,7 @@ from svfit_diffusion.errors import ConfigError
 from svfit_diffusion.training import accelerators
 from svfit_diffusion.training.accelerators import make_accelerator
 from svfit_diffusion.training.launch import check_launch, zero_settings
-from svfit_diffusion.training.sharding import check_shardable
+from svfit_diffusion.training.sharding import check_in_parts
 from svfit_diffusion.training.trainer import Trainer
 
 ZERO3 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
@@ -115,4 +115,4 @@ def test_a_missing_deepspeed_is_said(launched: Any, monkeypatch: pytest.MonkeyPa
     launched(**ZERO3)
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     with pytest.raises(ConfigError, match="pip install deepspeed, or leave it out"):
-        check_shardable(accelerator, several=False)
+        check_in_parts(accelerator, True, False, several=False)
