@@ -143,7 +143,7 @@ def rows_of(base: str, device: str) -> Iterator[Row]:
                     raise RuntimeError(f"{base}, {name}: {measured} is not of {wanted}")
                 about = {"base": base, "method": name, "batch_size": step.batch_size}
                 settings = case.settings | {"resolution": case.resolution}
-                total = plan.total_on_cpu(planned) if device == "cpu" else planned.total
+                total = planned.total_on_cpu if device == "cpu" else planned.total
                 yield about | settings | make_row(planned, total, measured)
 
 

@@ -44,6 +44,13 @@ class ShiftedProjection:
             return [self._shifted.basis.u, self._shifted.basis.v]
         return [self._one_sided.near, self._one_sided.far, self._one_sided.inverse]
 
+    @property
+    def vectors_in_turn(self) -> list[Tensor]:
+        """Those of them that a CPU reads from their file while it uses them, and not before."""
+        if self._one_sided is None or is_small(self._shifted.basis):
+            return []
+        return [self._one_sided.near, self._one_sided.far]
+
     @torch.inference_mode(False)
     def _place_basis(self) -> None:
         """Bring the basis to the layer's device, in the form that training takes."""
@@ -160,6 +167,11 @@ class LiveProjection:
     def vectors(self) -> list[Tensor]:
         """What it keeps of the basis on the layer's device."""
         return self._projection.vectors
+
+    @property
+    def vectors_in_turn(self) -> list[Tensor]:
+        """Those of them that a CPU reads from their file while it uses them, and not before."""
+        return self._projection.vectors_in_turn
 
     def close(self) -> None:
         """Be the layer from now on: someone may keep a wrapped processor or forward of ours."""

@@ -34,7 +34,9 @@ class Quantization(str, Enum):
 
 _PRECISE = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
-_ON_A_CPU = "On a CPU all but the vectors, which are read from their files while they are used."
+_ON_A_CPU = (
+    "On a CPU less: vectors of all but small weights are read from their files while they are used."
+)
 _NOT_COUNTED = (
     "Not counted: what kernels need inside, what the allocator cannot use, the driver's context."
 )
@@ -164,7 +166,7 @@ def _told(plan: Plan) -> list[str]:
             for step in plan.steps
             if step.unknown
         ),
-        *([] if plan.quantization else [_ON_A_CPU]),
+        *([_ON_A_CPU] if _reads_in_turn(plan.steps) else []),
         _NOT_COUNTED,
     ]
 
@@ -201,6 +203,10 @@ def _memory(steps: list[PlannedStep]) -> list[list[str]]:
         for name, memory in step.memory.items()
     ]
     return [head, *rows] if rows else []
+
+
+def _reads_in_turn(steps: list[PlannedStep]) -> bool:
+    return any(memory.basis_in_turn for step in steps for memory in step.memory.values())
 
 
 def _table(rows: list[list[str]]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 import torch
@@ -31,10 +31,12 @@ class PutOn:
     Attributes:
         trained: its parameters.
         vectors: of bases, on the device.
+        vectors_in_turn: those of them that a CPU reads from their file while it uses them.
     """
 
     trained: list[Tensor]
     vectors: list[Tensor]
+    vectors_in_turn: list[Tensor] = field(default_factory=list)
 
 
 Method = Callable[[nn.Module, dict[str, PlannedLayer]], PutOn]
@@ -66,6 +68,7 @@ def svfit(model: nn.Module, layers: dict[str, PlannedLayer]) -> PutOn:
     return PutOn(
         list(deltas.values()),
         [tensor for projection in projections.values() for tensor in projection.vectors],
+        [tensor for projection in projections.values() for tensor in projection.vectors_in_turn],
     )
 
 

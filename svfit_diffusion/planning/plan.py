@@ -124,19 +124,13 @@ class Plan:
     largest_bytes: int
     steps: list[PlannedStep]
 
-    def total_on_cpu(self, memory: StepMemory) -> int:
-        """The peak of a step on a CPU, which reads singular vectors from their files while it uses
-        them; those of a quantised base stay in memory, in the precision of its inputs.
-        """
-        return memory.total - (0 if self.quantization else memory.basis)
-
     def facts(self) -> dict[str, Any]:
         """As JSON has it, totals added."""
         facts = dataclasses.asdict(self)
         for told, step in zip(facts["steps"], self.steps, strict=True):
             for name, memory in step.memory.items():
                 told["memory"][name]["total"] = memory.total
-                told["memory"][name]["total_on_cpu"] = self.total_on_cpu(memory)
+                told["memory"][name]["total_on_cpu"] = memory.total_on_cpu
         return facts
 
 

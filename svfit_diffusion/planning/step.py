@@ -43,6 +43,7 @@ class StepMemory:
         state: trained values and the optimizer's moments.
         saved: what the forward pass leaves for the backward pass.
         working: the most that is needed beside all that at one time, gradients among it.
+        basis_in_turn: what of `basis` a CPU reads from files while it uses it.
     """
 
     weights: int
@@ -50,11 +51,17 @@ class StepMemory:
     state: int
     saved: int
     working: int
+    basis_in_turn: int = 0
 
     @property
     def total(self) -> int:
         """All of it, the peak."""
         return self.weights + self.basis + self.state + self.saved + self.working
+
+    @property
+    def total_on_cpu(self) -> int:
+        """The peak on a CPU."""
+        return self.total - self.basis_in_turn
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,7 @@ def step_memory(
         state=_STATE * sum(parameter.numel() for parameter in trained),
         saved=saved + kept,
         working=peak - saved + again,
+        basis_in_turn=_bytes([tensor for part in put_on for tensor in part.vectors_in_turn]),
     )
 
 

@@ -22,6 +22,7 @@ from svfit_diffusion.planning import step as step_module
 from svfit_diffusion.planning.duration import _work
 from svfit_diffusion.planning.methods import svfit
 from svfit_diffusion.planning.sizes import bases_bytes
+from svfit_diffusion.spectrum import one_sided
 from svfit_diffusion.training import Trainer, TrainingConfig
 from svfit_diffusion.training.layers import PlannedLayer
 
@@ -132,6 +133,17 @@ def test_memory_grows_with_pictures_and_with_what_is_trained(
     assert ratio == pytest.approx(2, rel=1e-3)
 
 
+def test_a_cpu_holds_the_vectors_of_small_weights_alone(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "_methods", lambda _: {"SVFit": svfit})
+    monkeypatch.setattr(one_sided, "_SMALL", 64 * 64 - 1)
+    (step,) = plan(bare, (16,), batch_sizes=(1,)).steps
+    memory = step.memory["SVFit"]
+    assert 0 < memory.basis_in_turn < memory.basis
+    assert memory.total_on_cpu == memory.total - memory.basis_in_turn
+
+
 def test_a_prompt_is_encoded_once_for_all_photos(
     bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,8 +191,7 @@ def test_the_command_tells_it(bare: Path) -> None:
     assert f"{facts['values']:,}" in told
     assert f"{total / 1e9:.3f}" in told
     memory = facts["steps"][0]["memory"]["SVFit"]
-    assert memory["total_on_cpu"] == total - memory["basis"]
-    assert "On a CPU" in told
+    assert memory["basis_in_turn"] == 0 and "On a CPU" not in told  # all of its weights are small
     assert facts["whole_bytes"] > facts["largest_bytes"] > 0
     assert ", group offload" in done(*words, "--group_offload")
     assert "at most" in done(*words, "--rank", "0.9")
