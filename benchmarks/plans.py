@@ -166,6 +166,7 @@ def _told(case: Case, settings: dict[str, Any], plan: Plan) -> Iterator[Row]:
         "lora_values": {str(rank): size.values for rank, size in plan.lora.items()},
         "bytes_of_all_models": plan.whole_bytes,
         "bytes_of_the_largest_model": plan.largest_bytes,
+        "bytes_of_text_encoders": plan.encoders_bytes,
     }
     for step in plan.steps:
         if step.unknown:

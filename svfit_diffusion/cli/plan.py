@@ -154,6 +154,8 @@ def _told(plan: Plan) -> list[str]:
         f"{_duration(plan.first_load_seconds)} on {plan.cores} cores of this machine (estimated)",
         f"weights of all models: {_bytes(plan.whole_bytes)} in the host's memory once loaded, and "
         f"on the device while it draws (with --offload {_bytes(plan.largest_bytes)} at most)",
+        f"weights of the text encoders, on the device while prompts are encoded: "
+        f"{_bytes(plan.encoders_bytes)}",
         "",
         f"memory of a training step in GB, {most and 'SVFit at most, '}{_PRECISE[plan.precision]}"
         + _quantised(plan)

@@ -100,6 +100,7 @@ class Plan:
         whole_bytes: weights of all models in that precision: what the host holds once they are
             loaded, and the device while class images and validation are drawn.
         largest_bytes: those of the largest model: the same on the device with `offload`.
+        encoders_bytes: those of the text encoders, on the device while prompts are encoded.
         steps: for each resolution and batch size.
     """
 
@@ -122,6 +123,7 @@ class Plan:
     group_offload: bool
     whole_bytes: int
     largest_bytes: int
+    encoders_bytes: int
     steps: list[PlannedStep]
 
     def facts(self) -> dict[str, Any]:
@@ -196,6 +198,7 @@ def make_plan(
         group_offload=config.group_offload,
         whole_bytes=sum(held.values()),
         largest_bytes=max(held.values()),
+        encoders_bytes=sum(held[name] for name in family.encoders),
         steps=_steps(
             family,
             _step_setting(config, family, encoders, quantization),

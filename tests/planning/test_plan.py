@@ -192,7 +192,7 @@ def test_the_command_tells_it(bare: Path) -> None:
     assert f"{total / 1e9:.3f}" in told
     memory = facts["steps"][0]["memory"]["SVFit"]
     assert memory["basis_in_turn"] == 0 and "On a CPU" not in told  # all of its weights are small
-    assert facts["whole_bytes"] > facts["largest_bytes"] > 0
+    assert facts["whole_bytes"] > facts["largest_bytes"] >= facts["encoders_bytes"] > 0
     assert ", group offload" in done(*words, "--group_offload")
     assert "at most" in done(*words, "--rank", "0.9")
     assert "ConfigError" in refused("plan", bare / "unet", "--resolution", 16)
