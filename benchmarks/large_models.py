@@ -1,12 +1,14 @@
 """A model of FLUX.1's size on one card: first load, switch, training step and memory; SDXL beside.
 
     python -m benchmarks.large_models --device cuda [--parts NAME …]
+    python -m benchmarks.large_models --parts training
 
 Models have real widths and random weights; no real checkpoint is read. FLUX.1 is whole for loading
 and switching, its attention's singular values fall as those of trained weights do, and for training
 it has few of its blocks. Of SDXL and SD 1.5, which train at full rank, all weights of one shape are
 given the basis of the first of them: neither memory nor time depends on the vectors' values.
-Each row is printed as soon as it is known, and all so far are written to the folder `--out`.
+Each row is printed as soon as it is known, and all so far are written to the folder `--out`, as
+`large_models.json` or `large_models_cpu.json`.
 A part that fails leaves a row that says why. `--small` tries all of it out, with tiny models.
 """
 
@@ -171,9 +173,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of large_models.json")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of what is written")
     parser.add_argument("--small", action="store_true", help="with tiny models, to try it out")
     options = parser.parse_args()
+    name = "large_models" if options.device == "cuda" else "large_models_cpu"
     rows: list[Row] = []
     began = time.perf_counter()
     if options.device == "cuda":  # whose libraries keep memory from their first product on
@@ -184,9 +187,9 @@ def main() -> None:
             for row in _rows_of(part, options.device, options.small):
                 rows.append(row | {"part": part, "at": round(time.perf_counter() - began, 1)})
                 print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
-                report = {"benchmark": "large_models", "machine": machine(), "rows": rows}
+                report = {"benchmark": name, "machine": machine(), "rows": rows}
                 text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-                (options.out / "large_models.json").write_text(text, encoding="utf-8")
+                (options.out / f"{name}.json").write_text(text, encoding="utf-8")
 
 
 def _rows_of(part: str, device: str, small: bool) -> Rows:

@@ -24,7 +24,10 @@ from benchmarks.speed_methods import FLOOR, LORA, SVFIT, chosen
 from benchmarks.speed_training import halve_frozen, training_step
 
 RANK, LORA_RANK = 64, 16
-_FEW = (2, 4)
+_FEW = {"cuda": (2, 4), "cpu": (1, 1)}
+_IMAGE_TOKENS = {"cuda": (4096, 1024), "cpu": (1024,)}
+"""Of pictures of 1024 and 512 pixels."""
+_ROUNDS = {"cuda": 10, "cpu": 3}
 _TEXT_TOKENS = 512
 _MEMORY_STEPS = 3
 
@@ -38,7 +41,7 @@ def training_rows(device: str, small: bool) -> Rows:
         f"SVFit, rank {RANK}": svfit(8 if small else RANK),
         f"LoRA, r={LORA_RANK}": lora(LORA_RANK),
     }
-    blocks = (1, 1) if small else _FEW
+    blocks = (1, 1) if small else _FEW[device]
 
     def step_of(adapt: Any, models: Any, half: dict[int, Any], tokens: int) -> Callable[[], None]:
         adapted = adapt(models, _MEMORY_STEPS)
@@ -46,7 +49,8 @@ def training_rows(device: str, small: bool) -> Rows:
             halve_frozen(models, half)
         return flux_training_step(models["transformer"], adapted, device, tokens, _TEXT_TOKENS)
 
-    for tokens in (16,) if small else (4096, 1024):
+    rounds = 2 if small else _ROUNDS[device]
+    for tokens in (16,) if small else _IMAGE_TOKENS[device]:
         setting = f"blocks {blocks}, {tokens} image and {_TEXT_TOKENS} text tokens, {device}"
         model = flux(device, torch.float32, blocks, small)
         half: dict[int, Any] = {}
@@ -54,7 +58,7 @@ def training_rows(device: str, small: bool) -> Rows:
             name: step_of(adapt, sharing_weights({"transformer": model}), half, tokens)
             for name, adapt in methods.items()
         }
-        yield from _ratios("FLUX step", interleaved(steps, 2 if small else 10, device), setting)
+        yield from _ratios("FLUX step", interleaved(steps, rounds, device), setting)
         del model, half, steps
         peaks = {}
         for name, adapt in methods.items():

@@ -72,9 +72,13 @@ def check_common(name: str, own: Mapping[str, Any], common: Mapping[str, Any]) -
     for setting in sorted(COMMON_TO_A_PASS):
         if own[setting] != common[setting]:
             raise ConfigError(
-                f"subject {name!r} has {setting} {own[setting]!r}, the others of its pass "
-                f"{common[setting]!r}: give it once for all, or train the subject by itself"
+                f"subject {name!r} has {setting} {_said(own[setting])}, the others of its pass "
+                f"{_said(common[setting])}: give it once for all, or train the subject by itself"
             )
+
+
+def _said(value: Any) -> str:
+    return "the default" if value is None else repr(value)
 
 
 def rate_advice(optimizer: str, rate: float) -> str:

@@ -201,7 +201,7 @@ def test_what_cannot_join_leaves_the_others_as_they_are(tmp_path: Path) -> None:
     settings = vars(configs["mia"])
     for changes, error, message in (
         ({"instance_data_dir": str(tmp_path / "empty")}, DataError, "holds no images"),
-        ({"rank": "2"}, ConfigError, "'mia' has rank '2'.* '1.0': give it once"),
+        ({"rank": "2"}, ConfigError, "'mia' has rank '2'.* the default: give it once"),
         ({"budget": 10**6}, ConfigError, "budget 1000000 exceeds"),
     ):
         with pytest.raises(error, match=message):

@@ -193,7 +193,7 @@ REX = "{name: rex, instance_data_dir: a}"
         ),
         (
             f"- {REX}\n- {{name: mia, instance_data_dir: b, rank: 2}}",
-            r"'mia' has rank '2', the others of its pass '1\.0'",
+            r"'mia' has rank '2', the others of its pass the default",
         ),
         (
             "- {name: rex, instance_data_dir: a, output_dir: x}\n"
