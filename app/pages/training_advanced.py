@@ -59,8 +59,8 @@ def _build_learning() -> dict[str, Component]:
         rank = gr.Textbox(
             TrainingChoices.rank,
             label="Rank",
-            info="Singular values per layer: 64, or a share of the energy such as 0.99. Empty: all, of "
-            "very wide layers the leading ones.",
+            info="Singular values per layer: 64, or a share of the energy such as 0.99. Empty: "
+            "all, of very wide layers the leading ones.",
             elem_id="train-rank",
         )
         target = gr.Dropdown(
