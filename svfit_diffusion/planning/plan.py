@@ -24,7 +24,7 @@ from svfit_diffusion.planning.methods import (
     svfit,
     svfit_on_quantised,
 )
-from svfit_diffusion.planning.quantised import bytes_of, quantised_bytes
+from svfit_diffusion.planning.quantised import model_bytes, quantised_bytes
 from svfit_diffusion.planning.step import StepMemory, StepSetting, step_memory
 from svfit_diffusion.spectrum.rank import parse_rank, triplets_known
 from svfit_diffusion.training import checks
@@ -172,7 +172,7 @@ def make_plan(
     freeze(family, encoders, precision, config.gradient_checkpointing)
     if config.gradient_checkpointing:
         recompute_unchecked(family.model, [models[name] for name in encoders])
-    held = {name: bytes_of(model) for name, model in models.items()}
+    held = {name: model_bytes(model) for name, model in models.items()}
     if quantization:
         held[family.denoiser] = quantised_bytes(family.model, quantization)
     return Plan(

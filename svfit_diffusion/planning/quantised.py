@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
-from torch import nn
+from torch import Tensor, nn
 
 _BLOCK = 64
 """Weights of one float32 scale in bitsandbytes' nf4."""
@@ -15,10 +15,14 @@ _FREE_OF_COPIES = ("nf4", "int8")
 """bitsandbytes alone makes a weight dense once more in the backward pass; the others keep it."""
 
 
-def bytes_of(model: nn.Module) -> int:
-    """Bytes of a model's parameters and buffers, each counted once."""
-    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return sum(tensor.nbytes for tensor in tensors.values())
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Of tensors, each counted once."""
+    return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in tensors}.values())
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Bytes of a model's parameters and buffers."""
+    return bytes_of((*model.parameters(), *model.buffers()))
 
 
 def quantised_bytes(model: nn.Module, quantization: str) -> int:
@@ -28,7 +32,7 @@ def quantised_bytes(model: nn.Module, quantization: str) -> int:
         model: in the precision of the run, of any device.
         quantization: one of `training.quantization.QUANTIZATIONS`.
     """
-    return bytes_of(model) - sum(
+    return model_bytes(model) - sum(
         layer.weight.nbytes - _weight_bytes(layer, quantization)
         for layer in _quantised(model, quantization)
     )

@@ -16,7 +16,7 @@ from svfit_diffusion.families import Family, NoiseSettings, PhotoSize
 from svfit_diffusion.planning.hollow import Hollow
 from svfit_diffusion.planning.ledger import Ledger
 from svfit_diffusion.planning.methods import Method
-from svfit_diffusion.planning.quantised import bytes_of, dense_bytes, quantised_bytes
+from svfit_diffusion.planning.quantised import bytes_of, dense_bytes, model_bytes, quantised_bytes
 from svfit_diffusion.training.batches import Batch
 from svfit_diffusion.training.freezing import PRECISIONS
 from svfit_diffusion.training.layers import PlannedLayers
@@ -121,23 +121,22 @@ def step_memory(
             batch = _batch(family, setting, resolution, batch_size)
             batch.latents.requires_grad_(not trained)
             saved, peak = _measured(family, setting, batch, held)
-    held_bytes, kept, again = _bytes(weights), 0, 0
+    held_bytes, kept, again = bytes_of(weights), 0, 0
     if setting.quantization:
         model = family.model
-        own = (*model.parameters(), *model.buffers())
-        held_bytes += quantised_bytes(model, setting.quantization) - _bytes(own)
+        held_bytes += quantised_bytes(model, setting.quantization) - model_bytes(model)
         dense = dense_bytes(model, setting.quantization, checkpointing=setting.checkpointing)
         kept, again = (0, dense) if setting.checkpointing else (dense, 0)
     if setting.group_offload:
-        blocks = [bytes_of(block) for block in outermost_blocks(family.model)]
+        blocks = [model_bytes(block) for block in outermost_blocks(family.model)]
         held_bytes -= max(0, sum(blocks) - _BLOCKS_HELD * max(blocks, default=0))
     return StepMemory(
         weights=held_bytes,
-        basis=_bytes(vectors),
+        basis=bytes_of(vectors),
         state=_STATE * sum(parameter.numel() for parameter in trained),
         saved=saved + kept,
         working=peak - saved + again,
-        basis_in_turn=_bytes([tensor for part in put_on for tensor in part.vectors_in_turn]),
+        basis_in_turn=bytes_of([tensor for part in put_on for tensor in part.vectors_in_turn]),
     )
 
 
@@ -188,8 +187,3 @@ def _measured(
         edge = torch.autograd.graph.get_gradient_edge(loss)
         torch.autograd.backward(edge, torch.empty_like(loss))
     return saved, ledger.peak
-
-
-def _bytes(tensors: Sequence[Tensor]) -> int:
-    """Of tensors, each counted once."""
-    return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in tensors}.values())

@@ -207,7 +207,7 @@ def _compute(
 
     def compute(path: str) -> Basis:
         matrix, rank = base.matrix(path), ranks[path]
-        basis = solver.solve(matrix.to(solver.with_float64(device or matrix.device)), rank)
+        basis = solver.solve(matrix.to(places[path]), rank)
         basis = basis.to(matrix.device, torch.float16)
         if not is_full.is_set() and not _write(folder, base.digests[path], basis):
             is_full.set()
@@ -215,12 +215,13 @@ def _compute(
         return _read(folder, base, path, rank) or basis
 
     are_partial = all(is_partial(full_rank(base.weights[p]), rank) for p, rank in ranks.items())
-    places = {solver.with_float64(device or base.weights[path].device) for path in ranks}
-    count, threads_each = _workers({place.type for place in places} <= {"cpu"}, are_partial)
+    places = {path: solver.with_float64(device or base.weights[path].device) for path in ranks}
+    on_cpu = all(place.type == "cpu" for place in places.values())
+    count, threads_each = _workers(on_cpu, are_partial)
     if count == 1:
         yield from map(compute, ranks)
         return
-    for place in places:
+    for place in set(places.values()):
         # PyTorch's libraries for GPUs are loaded at their first use, which must not be in threads.
         torch.linalg.cholesky_ex(torch.ones(1, 1, device=place))
     with workers(count, threads_each) as pool:

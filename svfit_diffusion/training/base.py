@@ -37,7 +37,6 @@ _SINGLE_FILE_CLASSES = {
 }
 """The pipeline for what diffusers takes a single file for."""
 
-_AS_STORED: Mapping[str, Any] = {}
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
@@ -83,7 +82,7 @@ def load_base(source: BaseSource, dtype: torch.dtype = torch.float32) -> Any:
         dtype = torch.float32
     arguments = _without_safety_checker(source.name)
     if dtype != torch.float32:
-        return _load(source, arguments, {"torch_dtype": dtype})
+        return _load(source, arguments, dtype)
     pipe = _load(source, arguments)
     _make_float32(pipe)
     return pipe
@@ -154,11 +153,10 @@ def _stored_dtype(place: Path, variant: str | None) -> torch.dtype:
     return _DTYPES.get(found.most_common(1)[0][0], torch.float32) if found else torch.float32
 
 
-def _load(
-    source: BaseSource, arguments: dict[str, Any], precision: Mapping[str, Any] = _AS_STORED
-) -> Any:
+def _load(source: BaseSource, arguments: dict[str, Any], dtype: torch.dtype | None = None) -> Any:
     if not source.name:
         raise ConfigError("pretrained_model_name_or_path is missing: a folder or a hub id")
+    precision = {} if dtype is None else {"torch_dtype": dtype}
     try:
         if _is_single_file(source.name):
             return _load_single_file(Path(source.name), source.single_file_config, precision)
