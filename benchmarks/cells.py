@@ -1,4 +1,4 @@
-"""Cells of the quality benchmark: one training run each, kept on disk with its figures."""
+"""Cells of the quality benchmark: one training run each, whose figures are kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from benchmarks.finetune import Recipe
 from benchmarks.report import CACHE, Row
-from benchmarks.row_store import RowStore
+from benchmarks.row_store import RUNS, RowStore
 
 CURVE_METHODS = ("SVFit", "LoRA, r=8")
 """Methods that are also judged on the way, with the first seed."""
@@ -30,6 +30,7 @@ class Setup:
         extractors: "toybox" or "hub".
         device: where to train and generate.
         recipe: of training and generating.
+        runs: folder of the files of finished cells.
     """
 
     base: str
@@ -37,10 +38,11 @@ class Setup:
     extractors: str
     device: str
     recipe: Recipe
+    runs: Path = RUNS
 
     @functools.cached_property
-    def folder(self) -> Path:
-        """Where cells and class images are kept: another for other weights or settings."""
+    def digest(self) -> str:
+        """Another for other weights or settings."""
         digest = hashlib.sha256(self.extractors.encode())
         digest.update(json.dumps(asdict(self.recipe)).encode())
         base = Path(self.base)
@@ -48,7 +50,12 @@ class Setup:
             digest.update(self.base.encode())
         for path in sorted([*base.rglob("*.safetensors"), *base.rglob("scheduler_config.json")]):
             digest.update(path.read_bytes())
-        return CACHE / "quality" / digest.hexdigest()[:12]
+        return digest.hexdigest()[:12]
+
+    @property
+    def folder(self) -> Path:
+        """Where images are kept, on this machine alone."""
+        return CACHE / "quality" / self.digest
 
 
 @dataclass(frozen=True)
@@ -71,11 +78,6 @@ class Cell:
         """For people."""
         return f"{self.method}, {self.learning_rate:g}, {self.subject}, seed {self.seed}"
 
-    @property
-    def stem(self) -> str:
-        """Of its files."""
-        return file_stem(self.label())
-
 
 def file_stem(text: str) -> str:
     """The text as a file's name."""
@@ -86,7 +88,7 @@ class CellStore(RowStore):
     """The finished cells of a setup; `looks` of a row holds its figures on the way, by step."""
 
     def __init__(self, setup: Setup) -> None:
-        super().__init__(setup.folder / "cells")
+        super().__init__(setup.runs / f"quality_{setup.digest}.jsonl")
         self.setup = setup
 
     def write_with_images(self, cell: Cell, row: Row, images: Sequence[Image.Image]) -> None:
@@ -94,11 +96,19 @@ class CellStore(RowStore):
         sheet = Image.new("RGB", (sum(image.width for image in images), images[0].height))
         for index, image in enumerate(images):
             sheet.paste(image, (index * image.width, 0))
-        sheet.save(self.path(cell).with_suffix(".png"))
+        self._sheet(cell).parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(self._sheet(cell))
         self.write(cell, row)
+
+    def has_images(self, cell: Cell) -> bool:
+        """Whether its images are on this machine."""
+        return self._sheet(cell).exists()
 
     def image(self, cell: Cell, index: int) -> Image.Image:
         """One of its images, in the order of the prompts."""
-        with Image.open(self.path(cell).with_suffix(".png")) as sheet:
+        with Image.open(self._sheet(cell)) as sheet:
             side = sheet.height
             return sheet.convert("RGB").crop((index * side, 0, (index + 1) * side, side))
+
+    def _sheet(self, cell: Cell) -> Path:
+        return self.setup.folder / "cells" / f"{file_stem(cell.label())}.png"

@@ -7,9 +7,11 @@ Every method learns every subject with every seed, from the same examples with t
 is judged at four strengths: a line of drift against fidelity. Lines are compared at the drift that
 LoRA of rank 8 has at full strength, subject by subject. Every method gets a learning rate of its
 own, chosen from equally many, by subject fidelity at that drift on subjects that are not reported.
-A finished training run is a cell kept on disk: an interrupted benchmark resumes, with other
-settings it begins anew. Results: `results/quality.json`, `quality_fronts.png`,
-`quality_parameters.png`, `quality_rank.png`, `quality_steps.png` and `quality_samples.jpg`.
+A finished training run is a line in `results/runs`, which is committed: an interrupted benchmark
+goes on there, on any machine, and with other settings begins anew, as it does where that file is
+deleted (`--quick` keeps its own on this machine). Results: `results/quality.json`,
+`quality_fronts.png`, `quality_parameters.png`, `quality_rank.png`, `quality_steps.png` and
+`quality_samples.jpg`.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from benchmarks.cells import Cell, CellStore, Setup
 from benchmarks.finetune import Recipe
 from benchmarks.methods import IDEAS, METHODS
 from benchmarks.quality_rows import BASE, REFERENCE, Runs, choose_rates, flat, summary_row
-from benchmarks.report import RESULTS, ROOT, Row, print_table, write_report
-from benchmarks.row_store import run_missing
+from benchmarks.report import CACHE, RESULTS, ROOT, Row, print_table, write_report
+from benchmarks.row_store import RUNS, run_missing
 
 TUNING_SUBJECTS = ("poodle", "beach_umbrella")
 SUBJECTS = (
@@ -94,7 +96,14 @@ def main() -> None:
 
     started = time.perf_counter()
     recipe = Recipe(steps=options.steps, prior_loss_weight=options.prior_loss_weight)
-    setup = Setup(options.base, options.subjects_dir, options.extractors, options.device, recipe)
+    setup = Setup(
+        options.base,
+        options.subjects_dir,
+        options.extractors,
+        options.device,
+        recipe,
+        CACHE / "runs" if options.quick else RUNS,
+    )
     store = CellStore(setup)
     Bench(setup).prepare([*options.subjects, *options.tuning_subjects])
     # What the others are compared with is always there.

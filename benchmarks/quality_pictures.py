@@ -78,9 +78,13 @@ def draw_all(
     if 0 in seeds and curves:
         figure = _draw_steps(store, {method: rates[method] for method in curves}, subjects)
         figure.savefig(RESULTS / f"{name}_steps.png", dpi=110)
-    samples = _draw_samples(store, rates, subjects, seeds[0])
-    samples.save(RESULTS / f"{name}_samples.jpg", quality=90)
     plt.close("all")
+    cells = [Cell(m, rates[m], s, seeds[0]) for m in _sampled(rates) for s in subjects]
+    if lacking := sum(not store.has_images(cell) for cell in cells):
+        print(f"no {name}_samples.jpg: {lacking} of {len(cells)} cells were drawn elsewhere")
+    else:
+        samples = _draw_samples(store, rates, subjects, seeds[0])
+        samples.save(RESULTS / f"{name}_samples.jpg", quality=90)
 
 
 def _panels(labels: Collection[str]) -> tuple[Any, Any]:
@@ -187,11 +191,15 @@ def _draw_steps(store: CellStore, rates: dict[str, float], subjects: Sequence[st
     return figure
 
 
+def _sampled(rates: Collection[str]) -> list[str]:
+    return [method for method in _SAMPLE_METHODS if method in rates]
+
+
 def _draw_samples(
     store: CellStore, rates: dict[str, float], subjects: Sequence[str], seed: int
 ) -> Image.Image:
     """A row for each subject: a photo, then one method after the other on a new scene."""
-    methods = [method for method in _SAMPLE_METHODS if method in rates]
+    methods = _sampled(rates)
     lines, labels = [], []
     for number, name in enumerate(subjects):
         subject = read_subject(store.setup.subjects_dir / name)

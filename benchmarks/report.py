@@ -41,7 +41,7 @@ def write_report(name: str, rows: Sequence[Mapping[str, Any]], **details: Any) -
         "benchmark": name,
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": commit(),
         "uncommitted_changes": bool(
             _git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{RESULTS}")
         ),
@@ -69,6 +69,12 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> No
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     for line in [list(columns), *cells]:
         print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)))
+
+
+@functools.cache
+def commit() -> str:
+    """What is checked out; empty where there is no git."""
+    return _git("rev-parse", "HEAD")
 
 
 def machine() -> Row:

@@ -1,30 +1,28 @@
-"""Rows of finished runs on disk, so that an interrupted benchmark resumes."""
+"""Rows of finished runs in a file, so that an interrupted benchmark resumes, on any machine."""
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from benchmarks.report import Row
-from svfit_diffusion.files.atomic import write_atomically
+from benchmarks.report import RESULTS, Row, commit
+
+RUNS = RESULTS / "runs"
+"""Finished runs, which are committed: what took hours on one machine goes on on another."""
 
 
 class Labelled(Protocol):
     """What names a run."""
 
-    @property
-    def stem(self) -> str:
-        """Of its files."""
-
     def label(self) -> str:
-        """For people."""
+        """For people, and in the file."""
 
 
 CellT = TypeVar("CellT", bound=Labelled)
@@ -32,38 +30,53 @@ SetupT = TypeVar("SetupT")
 
 
 class RowStore:
-    """The rows of runs that are finished, a file each.
+    """The rows of runs that are finished, a line of JSON each; of two of one run the later counts.
+
+    Several processes may write.
 
     Args:
-        folder: where they are; made if it is missing.
+        path: of the file; its folder is made if it is missing.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rows: dict[str, Row] = {}
+        self._read = 0
+        path.parent.mkdir(parents=True, exist_ok=True)
 
     def has(self, cell: Labelled) -> bool:
         """Whether the run is finished."""
-        return self.path(cell).exists()
+        return cell.label() in self._known()
 
     def read(self, cell: Labelled) -> Row:
-        """Its figures."""
-        row: Row = json.loads(self.path(cell).read_text(encoding="utf-8"))
-        return row
+        """Its figures, and the `commit` that made them."""
+        return self._known()[cell.label()]
 
     def write(self, cell: Labelled, row: Row) -> None:
         """Keep a finished run."""
-        text = json.dumps(row, indent=1)
-        write_atomically(self.path(cell), functools.partial(Path.write_text, data=text))
+        line = json.dumps({"run": cell.label(), "commit": commit(), **row}, ensure_ascii=False)
+        cut_off = self._path.exists() and not self._path.read_bytes().endswith(b"\n")
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write("\n" * cut_off + line + "\n")  # at once: those of several do not mix
 
     def seconds(self) -> float:
         """What all runs took together, one after the other."""
-        paths = self._folder.glob("*.json")
-        return sum(json.loads(path.read_text(encoding="utf-8"))["seconds"] for path in paths)
+        return sum(row["seconds"] for row in self._known().values())
 
-    def path(self, cell: Labelled) -> Path:
-        """The file of its figures."""
-        return self._folder / f"{cell.stem}.json"
+    def _known(self) -> dict[str, Row]:
+        """All rows by label, with those that other processes have written meanwhile."""
+        if self._path.exists() and self._path.stat().st_size != self._read:
+            content = self._path.read_bytes()
+            self._read = len(content)
+            self._rows = {row.pop("run"): row for row in _whole_rows(content.splitlines())}
+        return self._rows
+
+
+def _whole_rows(lines: Sequence[bytes]) -> Iterator[Row]:
+    """The rows, but for one that a crash has cut off, which is not finished."""
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
 
 
 def run_missing(

@@ -5,9 +5,11 @@
 
 Each method trains beside a linear head what it trains of a frozen encoder, from the same examples
 in the same order, and gets a learning rate of its own, chosen from equally many by the accuracy on
-examples that are not reported. A finished training run is kept on disk: an interrupted benchmark
-resumes, with other settings it begins anew. Weights, texts and pictures come out of packages, which
-pip and npm download the first time. Results: `results/task_NAME.json` and `.png`.
+examples that are not reported. A finished training run is a line in `results/runs`, which is
+committed: an interrupted benchmark goes on there, on any machine, and with other settings begins
+anew, as it does where that file is deleted (`--quick` keeps its own on this machine). Weights,
+texts and pictures come out of packages, which pip and npm download the first time. Results:
+`results/task_NAME.json` and `.png`.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 
-from benchmarks.report import RESULTS, Row, print_table, write_report
-from benchmarks.row_store import run_missing
+from benchmarks.report import CACHE, RESULTS, Row, print_table, write_report
+from benchmarks.row_store import RUNS, run_missing
 from benchmarks.tasks.packages import TaskError
 from benchmarks.tasks.runs import Setup, TaskCell, run_cell
 from benchmarks.tasks.sentences import FILES
@@ -69,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (_QUICK_SIZES if options.quick else _SIZES)[options.task],
         **{name: size for name, size in given.items() if size is not None},
     )
-    setup = Setup(options.task, Recipe(steps=options.steps), sizes, options.device)
+    recipe, runs = Recipe(steps=options.steps), CACHE / "runs" if options.quick else RUNS
+    setup = Setup(options.task, recipe, sizes, options.device, runs)
     try:
         load_task(setup.task, sizes)  # packages come once, not in every process
     except TaskError as error:
@@ -89,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     path = write_report(
         name,
         rows,
-        setup=asdict(setup),
+        setup={key: value for key, value in asdict(setup).items() if key != "runs"},
         seeds=seeds,
         reference=REFERENCE,
         sweep=[asdict(cell) | store.read(cell) for cell in sweep(methods, seeds[0])],

@@ -1,4 +1,4 @@
-"""Training runs of a task: one each, kept on disk with its figures."""
+"""Training runs of a task, whose figures are kept."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from statistics import fmean
 
 import torch
 
-from benchmarks.cells import file_stem
-from benchmarks.report import CACHE, Row
-from benchmarks.row_store import RowStore
+from benchmarks.report import Row
+from benchmarks.row_store import RUNS, RowStore
 from benchmarks.tasks.examples import drawn
 from benchmarks.tasks.task_loading import Sizes, Task, load_task
 from benchmarks.tasks.task_methods import find_method
@@ -29,26 +28,27 @@ class Setup:
         recipe: of training.
         sizes: of the task.
         device: where to train.
+        runs: folder of the files of finished runs.
     """
 
     task: str
     recipe: Recipe
     sizes: Sizes
     device: str = "cpu"
+    runs: Path = RUNS
 
     @property
-    def folder(self) -> Path:
-        """Where finished runs are kept: another for other settings, but not for another device:
+    def path(self) -> Path:
+        """Of the file of finished runs: another for other settings, but not for another device:
         what it rounds otherwise has changed no figure.
         """
-        settings = asdict(self)
-        del settings["device"]
+        settings = {"task": self.task, "recipe": asdict(self.recipe), "sizes": asdict(self.sizes)}
         digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-        return CACHE / "tasks" / f"{self.task}_{digest[:12]}"
+        return self.runs / f"{self.task}_{digest[:12]}.jsonl"
 
     def store(self) -> RowStore:
         """The finished runs."""
-        return RowStore(self.folder)
+        return RowStore(self.path)
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,6 @@ class TaskCell:
     def label(self) -> str:
         """For people."""
         return f"{self.method}, {self.learning_rate:g}, seed {self.seed}"
-
-    @property
-    def stem(self) -> str:
-        """Of its files."""
-        return file_stem(self.label())
 
 
 def run(task: Task, setup: Setup, cell: TaskCell) -> Row:

@@ -74,7 +74,8 @@ def write(store: CellStore, cell: Cell, slope: float, drift: float) -> None:
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CellStore:
     monkeypatch.setattr("benchmarks.cells.CACHE", tmp_path / "cache")
-    return CellStore(Setup("no/such-base", tmp_path, "toybox", "cpu", Recipe(steps=3)))
+    setup = Setup("no/such-base", tmp_path, "toybox", "cpu", Recipe(steps=3), tmp_path / "runs")
+    return CellStore(setup)
 
 
 SUBJECTS, SEEDS = ("a", "b", "c"), (0, 1)

@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 from benchmarks import extractors, quality, row_store
-from benchmarks.cells import Cell, CellStore, Setup
+from benchmarks.cells import Cell, CellStore, Setup, file_stem
 from benchmarks.extractors import ExtractorError, HubExtractor, Seen, ToyboxExtractor
 from benchmarks.finetune import OtherPhotos, Recipe, generate, train
 from benchmarks.methods import METHODS, Method
+from benchmarks.report import commit
 from benchmarks.scoring import Scorer
 from benchmarks.statistics import paired, summarise
 from benchmarks.strengths import Line
@@ -282,7 +283,7 @@ def test_subjects_that_the_judges_do_not_know_are_named(subject: Subject) -> Non
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CellStore:
     monkeypatch.setattr("benchmarks.cells.CACHE", tmp_path / "cache")
-    return CellStore(Setup("no/such-base", tmp_path, "toybox", "cpu", RECIPE))
+    return CellStore(Setup("no/such-base", tmp_path, "toybox", "cpu", RECIPE, tmp_path / "runs"))
 
 
 def test_finished_cells_are_not_run_again(
@@ -295,7 +296,8 @@ def test_finished_cells_are_not_run_again(
     assert not store.has(cell)
     store.write_with_images(cell, {"subject_fidelity": 0.5}, flat(RED, GREEN))
     assert store.has(cell)
-    assert store.read(cell) == {"subject_fidelity": 0.5}
+    assert store.read(cell) == {"subject_fidelity": 0.5, "commit": commit()}
+    assert store.has_images(cell)
     assert store.image(cell, 1).getpixel((3, 3)) == GREEN
     monkeypatch.setattr(row_store, "ProcessPoolExecutor", refuse)
     quality.run_all(store, [cell], processes=2)
@@ -317,14 +319,14 @@ def test_cells_differ_in_file_names() -> None:
         for rate in method.learning_rates
         for seed in (0, 1)
     ]
-    assert len({cell.stem for cell in cells}) == len(cells)
+    assert len({file_stem(cell.label()) for cell in cells}) == len(cells)
 
 
-def test_other_settings_have_another_folder(tmp_path: Path) -> None:
+def test_other_settings_have_cells_of_their_own(tmp_path: Path) -> None:
     setups = [
         Setup("base", tmp_path, "toybox", "cpu", RECIPE),
         Setup("base", tmp_path, "hub", "cpu", RECIPE),
         Setup("base", tmp_path, "toybox", "cpu", Recipe(steps=4)),
         Setup("other", tmp_path, "toybox", "cpu", RECIPE),
     ]
-    assert len({setup.folder for setup in setups}) == len(setups)
+    assert len({setup.digest for setup in setups}) == len(setups)

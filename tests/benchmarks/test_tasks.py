@@ -14,7 +14,6 @@ from transformers import BertConfig, BertModel
 
 from benchmarks.row_store import RowStore
 from benchmarks.tasks import __main__ as command
-from benchmarks.tasks import runs
 from benchmarks.tasks.classifier import Classifier, mean_of_tokens
 from benchmarks.tasks.examples import Examples, parted
 from benchmarks.tasks.runs import Setup, TaskCell, run
@@ -151,7 +150,7 @@ def fill(store: RowStore, method: TaskMethod, accuracies: dict[float, list[float
 
 @pytest.fixture
 def filled(tmp_path: Path) -> RowStore:
-    store = RowStore(tmp_path / "runs")
+    store = RowStore(tmp_path / "runs.jsonl")
     for method in METHODS:
         lowest, low, middle, *high = method.learning_rates
         better = 0.05 if method.name == "SVFit" else 0.0
@@ -174,7 +173,7 @@ def test_rates_and_rows_of_finished_runs(filled: RowStore) -> None:
 
 
 def test_equally_good_rates_choose_the_lower(tmp_path: Path) -> None:
-    store, method = RowStore(tmp_path), find_method("SVFit")
+    store, method = RowStore(tmp_path / "runs.jsonl"), find_method("SVFit")
     fill(store, method, {rate: [0.5] for rate in method.learning_rates})
     assert choose_rates(store, [method], 0) == {"SVFit": min(method.learning_rates)}
 
@@ -201,16 +200,13 @@ def test_command_writes_table_and_picture_of_finished_runs(
     assert "80" in capsys.readouterr().out
 
 
-def test_other_settings_have_runs_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(runs, "CACHE", tmp_path)
+def test_other_settings_have_runs_of_their_own() -> None:
     others = [
         Setup("tweets", RECIPE, SIZES),
         Setup("movies", Recipe(steps=7), SIZES),
         Setup("movies", RECIPE, Sizes(9, 8, 8, 8)),
     ]
-    folders = {setup.folder for setup in [SETUP, *others]}
-    assert len(folders) == 4 and SETUP.folder == Setup("movies", RECIPE, SIZES).folder
+    paths = {setup.path for setup in [SETUP, *others]}
+    assert len(paths) == 4 and SETUP.path == Setup("movies", RECIPE, SIZES, "cuda").path
     cells = sweep(METHODS, 0)
-    assert len({cell.stem for cell in cells}) == len(cells)
+    assert len({cell.label() for cell in cells}) == len(cells)
