@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
-from benchmarks import serving
+from benchmarks import serving, serving_clients
 from benchmarks.fleet_model import (
     BATCH,
     ONE_ADAPTER,
@@ -191,7 +191,7 @@ def check_rows() -> list[Row]:
     """
     noted, rows = Noted(), []
     with checked_engine(noted) as engine:
-        pictures = serving.requests(_CHECKED_ADAPTERS, BATCH, _CHECKED_STEPS)
+        pictures = serving_clients.requests(_CHECKED_ADAPTERS, BATCH, _CHECKED_STEPS)
         for ticket in engine.submit([*pictures, *pictures]):
             ticket.image.result()
         full = BATCH / noted.batches[-1][1]
@@ -220,8 +220,8 @@ def check_rows() -> list[Row]:
 def checked_engine(observer: Noted) -> Iterator[Engine]:
     """An engine with all adapters, as a server has it."""
     with tempfile.TemporaryDirectory() as folder:
-        serving.make_library(Path(folder), _CHECKED_ADAPTERS)
-        pipe = load_base(BaseSource(str(serving.TOYBOX)))
+        serving_clients.make_library(Path(folder), _CHECKED_ADAPTERS)
+        pipe = load_base(BaseSource(str(serving_clients.TOYBOX)))
         pipe.set_progress_bar_config(disable=True)
         library = AdapterLibrary(folder)
         shelf = Shelf(pipe, library)
@@ -239,7 +239,7 @@ def engine_latencies(engine: Engine, arrivals: np.ndarray, subjects: np.ndarray)
     """Seconds that each request takes which comes to an engine at its moment."""
     latencies: list[float] = []
     began = time.monotonic()
-    pictures = serving.requests(_CHECKED_ADAPTERS, _CHECKED_ADAPTERS, _CHECKED_STEPS)
+    pictures = serving_clients.requests(_CHECKED_ADAPTERS, _CHECKED_ADAPTERS, _CHECKED_STEPS)
     tickets: list[Ticket] = []
     for moment, subject in zip(arrivals.tolist(), subjects.tolist(), strict=True):
         due = began + moment
