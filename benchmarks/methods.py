@@ -9,6 +9,7 @@ from typing import Any
 from peft import IA3Config, OFTConfig, PsoftConfig, TinyLoraConfig
 
 from benchmarks.adapting import ATTENTION, Adapt, full, lora, nothing, peft, svfit
+from benchmarks.cores import leading_core, sparse_core
 from benchmarks.rules import (
     anchored,
     averaged,
@@ -18,7 +19,6 @@ from benchmarks.rules import (
     part,
     rates_by_sigma,
 )
-from benchmarks.sparse_core import sparse_core
 
 _FEED_FORWARD = {
     "unet": ["ff.net.2"],
@@ -148,6 +148,7 @@ IDEAS: Sequence[Method] = (
     *(_idea(f"SVFit, all layers, rank {rank}", svfit(rank, "all")) for rank in (32, 64)),
     *(_idea(f"SVFit, rank {rank}", svfit(rank), _SIGMA_RATES) for rank in (64, 128)),
     _idea("sparse core", sparse_core, (1e-3, 3e-3, 1e-2, 3e-2)),
+    _idea("leading core", leading_core, (1e-3, 3e-3, 1e-2, 3e-2)),
 )
 """What was tried for a better front."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from benchmarks.adapting import Adapt
+from benchmarks.cores import leading_core, sparse_core
 from benchmarks.methods import IDEAS, METHODS, find_method
 from benchmarks.rules import (
     Rule,
@@ -24,7 +27,6 @@ from benchmarks.rules import (
     part,
     rates_by_sigma,
 )
-from benchmarks.sparse_core import sparse_core
 
 SIGMA = torch.tensor([8.0, 4.0, 2.0, 2.0])
 GRADIENTS = (torch.tensor([1.0, -5.0, 2.0, 0.5]), torch.tensor([4.0, 0.1, -3.0, 0.2]))
@@ -105,11 +107,14 @@ def test_noisy_examples_leave_the_lower_spectrum_alone() -> None:
     assert own.deltas[0].grad.tolist() == [1, 0, 0, 0]
 
 
-def test_a_sparse_core_keeps_as_many_entries_and_merges(tiny_pipe: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("adapt", [sparse_core, leading_core], ids=["sparse", "leading"])
+def test_a_core_keeps_as_many_entries_and_merges(
+    adapt: Adapt, tiny_pipe: Any, tmp_path: Path
+) -> None:
     model = tiny_pipe.text_encoder.requires_grad_(False)
     before = copy.deepcopy(model)
     ids = torch.tensor([[0, 5, 7, 1]])
-    adapted = sparse_core({"text_encoder": model}, 8)
+    adapted = adapt({"text_encoder": model}, 8)
     base = before(ids).last_hidden_state
     torch.testing.assert_close(model(ids).last_hidden_state, base, atol=1e-5, rtol=1e-5)
     optimizer = torch.optim.SGD(adapted.parameters, lr=0.1)
@@ -120,17 +125,21 @@ def test_a_sparse_core_keeps_as_many_entries_and_merges(tiny_pipe: Any, tmp_path
         adapted.after_step(step)
     trained = model(ids).last_hidden_state
     assert (trained - base).abs().max() > 1e-3
-    attention = sum(
-        min(layer.weight.shape)
+    layers = [
+        layer
         for name, layer in before.named_modules()
         if isinstance(layer, nn.Linear) and "self_attn" in name
-    )
-    assert adapted.value_count() == attention
+    ]
+    values = sum(min(layer.weight.shape) for layer in layers)
+    square = isqrt(values // len(layers)) ** 2
+    assert adapted.value_count() == (values if adapt is sparse_core else square * len(layers))
     adapted.save(tmp_path)
-    stored = safetensors.torch.load_file(tmp_path / "sparse_core.safetensors")
-    assert sum(len(values) for name, values in stored.items() if name.endswith("values")) == (
-        sum(len(places) for name, places in stored.items() if name.endswith("places"))
-    )
+    stored = safetensors.torch.load_file(tmp_path / "core.safetensors")
+    kept = [values for name, values in stored.items() if name.endswith("values")]
+    places = [places for name, places in stored.items() if name.endswith("places")]
+    assert sum(each.numel() for each in kept) == adapted.value_count()
+    assert [len(each) for each in places] == ([len(e) for e in kept] if places else [])
+    assert bool(places) == (adapt is sparse_core)
     adapted.merge()
     # In float32, by another order of the same products.
     torch.testing.assert_close(model(ids).last_hidden_state, trained, atol=1e-5, rtol=1e-5)
