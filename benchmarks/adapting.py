@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict
@@ -80,6 +82,7 @@ class Adapted:
         merge: puts what was learned into the models' own weights; training is over then.
         after_step: what the method does after each optimizer step.
         own: if it is SVFit.
+        attached: while what is beside the models' weights acts in the pipeline that they are in.
     """
 
     parameters: list[nn.Parameter]
@@ -87,6 +90,7 @@ class Adapted:
     merge: Callable[[], None] = _leave
     after_step: AfterStep = _go_on
     own: Own | None = None
+    attached: Callable[[Any], AbstractContextManager[None]] = nullcontext
 
     def file_bytes(self) -> int:
         """Size of what `save` writes."""

@@ -94,6 +94,13 @@ class Bench:
         pipe, models = self._fresh_pipe()
         line = Line(models)
         adapted = self._adapt(models, cell.method)
+        with adapted.attached(pipe):
+            row, images = self._run(pipe, adapted, line, cell, subject)
+        return {**row, "seconds": time.perf_counter() - started}, images
+
+    def _run(
+        self, pipe: Any, adapted: Adapted, line: Line, cell: Cell, subject: Subject
+    ) -> tuple[Row, list[Image.Image]]:
         looks: dict[int, Row] = {}
         trained, clock = 0.0, time.perf_counter()
         for step in self._train(pipe, adapted, cell, subject):
@@ -115,7 +122,6 @@ class Bench:
             "adapter_bytes": size,
             "train_seconds": trained,
             "looks": looks,
-            "seconds": time.perf_counter() - started,
         }, images
 
     def train_few(self, method: str, subject: Subject, steps: int) -> None:

@@ -43,11 +43,12 @@ Rule = Callable[[Vectors, int], AfterStep]
 """Given also the number of steps to come."""
 
 
-def budget(count: int | None = None) -> Rule:
-    """Keep the most useful entries of all; as many as attention has, if not so many."""
+def budget(count: int | None = None, share: float = 1.0) -> Rule:
+    """Keep the most useful entries of all; if not so many, as many as attention has or a share."""
 
     def rule(vectors: Vectors, steps: int) -> AfterStep:
-        pruner = Pruner(vectors.deltas, count or vectors.attention_values, steps)
+        kept = count or round(share * vectors.attention_values)
+        pruner = Pruner(vectors.deltas, kept, steps)
 
         def after_step(step: int) -> None:
             pruner.weigh()
