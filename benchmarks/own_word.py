@@ -1,4 +1,4 @@
-"""A word of the subject's own: at the identifier each block reads the text plus a vector of its own.
+"""A word of the subject's own: where it is named each block reads a vector beside the text.
 
 That is extended textual conditioning (P+, arXiv 2303.09522) on top of another method. Prompts that
 do not name the subject are read as before, so it adds nothing to drift.
@@ -101,7 +101,7 @@ class _OwnWord:
         text = kwargs[_TEXT].detach() if _TEXT in kwargs else args[2].detach()
         if self._rows:
             known = torch.cat(self._rows).unique(dim=0).to(text.dtype)
-            self._where = (torch.cdist(text, known.expand(len(text), -1, -1)) < 1e-3).any(-1)
+            self._where = (text[:, :, None] == known).all(-1).any(-1)
 
     def _add(self, index: int, reader: Any, args: Any, kwargs: Any) -> Any:
         text = kwargs.get(_TEXT)
