@@ -74,7 +74,7 @@ def _tiny_lora(component: str) -> Any:
 _SIGMA_RATES = (0.02, 0.05, 0.1, 0.2)
 _ALL_SIGMA_RATES = (0.01, 0.02, 0.05, 0.1)
 _LORA_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
-_WORD_RATES = (0.005, 0.01, 0.02, 0.05)
+_WORD_RATES = (0.01, 0.02, 0.05, 0.1)
 _ROTATION_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 _SCALE_RATES = (3e-3, 1e-2, 3e-2, 1e-1)
 
@@ -150,13 +150,19 @@ IDEAS: Sequence[Method] = (
     *(_idea(f"SVFit, all layers, rank {rank}", svfit(rank, "all")) for rank in (32, 64)),
     *(_idea(f"SVFit, rank {rank}", svfit(rank), _SIGMA_RATES) for rank in (64, 128)),
     # With the word's values no more than attention has.
-    _idea(
+    Method(
         "SVFit, own word",
         with_own_word(svfit(1.0, "attention", budget(share=0.75))),
         _WORD_RATES,
+        "with a word of its own",
     ),
-    _idea("own word", with_own_word(nothing), _WORD_RATES),
-    _idea("LoRA, r=8, own word", with_own_word(lora(8), gain=80.0), _LORA_RATES),
+    Method("own word", with_own_word(nothing), _WORD_RATES, "with a word of its own"),
+    Method(
+        "LoRA, r=8, own word",
+        with_own_word(lora(8), gain=80.0),  # at a twentieth of the rate as quick
+        _LORA_RATES,
+        "with a word of its own",
+    ),
     _idea("sparse core", sparse_core, (1e-3, 3e-3, 1e-2, 3e-2)),
     _idea("leading core", leading_core, (1e-3, 3e-3, 1e-2, 3e-2)),
 )
