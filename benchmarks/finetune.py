@@ -85,31 +85,10 @@ def train(
         learning_rate: at its peak.
         seed: of the examples and their noise.
     """
-    family = family_of(pipe)
-    has_snr = isinstance(family.noise_process(NoiseSettings()), Diffusion)
-    config = TrainingConfig(
-        pretrained_model_name_or_path="unused",
-        instance_data_dir=str(subject.folder),
-        instance_prompt=subject.instance_prompt,
-        learning_rate=learning_rate,
-        snr_gamma=recipe.snr_gamma if has_snr else 0.0,
-    )
-    process = family.noise_process(config.noise)
-    own = adapted.own
-    if own and own.wants_needs:
-        own.vectors.needs.extend(_needs(own, family, process, others.generic))
-    kinds: list[Sequence[Photo]] = [load_photos(subject.folder, subject.instance_prompt)]
-    if recipe.prior_loss_weight:
-        kinds.append(others.of_class)
+    family, own = family_of(pipe), adapted.own
+    config = _config(family, subject, recipe, learning_rate)
+    objective = _objective(family, config, own, subject, others, recipe, seed)
     prior_weight = own.base_prior if own and own.base_prior else recipe.prior_loss_weight
-    objective = Objective(
-        family,
-        process,
-        _encoded(family, kinds),
-        seed,
-        base_prior=BasePrior(subject.class_prompt, None) if own and own.base_prior else None,
-        subject=own.subject if own else None,
-    )
     optimizer = make_optimizer(
         config.optimizer_settings, [{"params": adapted.parameters, "lr": learning_rate}]
     )
@@ -133,6 +112,46 @@ def train(
         adapted.after_step(step + 1)
         optimizer.zero_grad()
         yield step + 1
+
+
+def _config(
+    family: Family, subject: Subject, recipe: Recipe, learning_rate: float
+) -> TrainingConfig:
+    """What the trainer would be told."""
+    has_snr = isinstance(family.noise_process(NoiseSettings()), Diffusion)
+    return TrainingConfig(
+        pretrained_model_name_or_path="unused",
+        instance_data_dir=str(subject.folder),
+        instance_prompt=subject.instance_prompt,
+        learning_rate=learning_rate,
+        snr_gamma=recipe.snr_gamma if has_snr else 0.0,
+    )
+
+
+def _objective(
+    family: Family,
+    config: TrainingConfig,
+    own: Own | None,
+    subject: Subject,
+    others: OtherPhotos,
+    recipe: Recipe,
+    seed: int,
+) -> Objective:
+    """The trainer's objective, after what the base needs was measured where that is wanted."""
+    process = family.noise_process(config.noise)
+    if own and own.wants_needs:
+        own.vectors.needs.extend(_needs(own, family, process, others.generic))
+    kinds: list[Sequence[Photo]] = [load_photos(subject.folder, subject.instance_prompt)]
+    if recipe.prior_loss_weight:
+        kinds.append(others.of_class)
+    return Objective(
+        family,
+        process,
+        _encoded(family, kinds),
+        seed,
+        base_prior=BasePrior(subject.class_prompt, None) if own and own.base_prior else None,
+        subject=own.subject if own else None,
+    )
 
 
 def _encoded(family: Family, kinds: Sequence[Sequence[Photo]]) -> list[PhotoSet]:
