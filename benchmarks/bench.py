@@ -129,9 +129,10 @@ class Bench:
         pipe, models = self._fresh_pipe()
         adapted = self._adapt(models, method)
         cell = Cell(method, find_method(method).learning_rates[0], subject.name, 0)
-        for step in self._train(pipe, adapted, cell, subject):
-            if step == steps:
-                break
+        with adapted.attached(pipe):
+            for step in self._train(pipe, adapted, cell, subject):
+                if step == steps:
+                    break
 
     def _extractor(self) -> Extractor:
         if self._setup.extractors == "hub":
