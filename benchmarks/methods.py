@@ -156,7 +156,7 @@ IDEAS: Sequence[Method] = (
         _WORD_RATES,
         "with a word of its own",
     ),
-    Method("own word alone", with_own_word(nothing), _WORD_RATES, "with a word of its own"),
+    Method("word alone", with_own_word(nothing), _WORD_RATES, "with a word of its own"),
     Method(
         "LoRA, r=8, own word",
         with_own_word(lora(8), gain=80.0),  # at a twentieth of the rate as quick
