@@ -30,8 +30,9 @@ def test_families_whose_rows_are_prompts(family: str) -> None:
     with injection.adapters_per_prompt(MIXES, RowLayout(2), is_denoiser=True):
         mixed = run(family, model)
     check_output(mixed[:1], base[:1], adapted[:1])
-    # The base's own products; of a batch, in the order of the batch.
-    assert torch.equal(mixed[1:], base[1:])
+    # The base's own products, in float32: kernels of some processors sum parts of a batch in
+    # another order than the whole.
+    torch.testing.assert_close(mixed[1:], base[1:], rtol=1e-5, atol=1e-5)
     assert torch.equal(run(family, model), before)
 
 

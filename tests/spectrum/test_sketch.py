@@ -59,7 +59,10 @@ def test_signs_are_the_same_for_ever() -> None:
 def test_a_sketch_takes_the_leading_triplets_of_a_longer_basis() -> None:
     basis = make_basis()
     delta = make_shift(5)
-    assert torch.equal(sketch(basis, delta), sketch(basis.truncated(5), delta))
+    # Float32: kernels of some processors sum other shapes in another order.
+    torch.testing.assert_close(
+        sketch(basis, delta), sketch(basis.truncated(5), delta), rtol=1e-5, atol=1e-5
+    )
     half = basis.to(torch.device("cpu"), torch.float16)
     assert distance(sketch(half, delta), sketch(basis, delta), delta) < TOLERANCE / 10
 
