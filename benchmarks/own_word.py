@@ -60,7 +60,7 @@ class _OwnWord:
         self._readers, width = _readers(self._denoiser)
         device = next(self._denoiser.parameters()).device
         self.vectors = nn.Parameter(torch.zeros(len(self._readers), width, device=device))
-        self._rows: list[Tensor] = []
+        self._known: Tensor | None = None
         self._where: Tensor | None = None
 
     def save(self, folder: Path) -> None:
@@ -93,15 +93,19 @@ class _OwnWord:
         """Remember what the encoder makes of the identifier's tokens."""
         ids = args[0] if args else kwargs["input_ids"]
         runs = ids.unfold(1, len(wanted), 1) == torch.tensor(wanted, device=ids.device)
-        for text, start in runs.all(-1).nonzero().tolist():
-            self._rows.append(output[0][text, start : start + len(wanted)].detach())
+        found = [
+            output[0][text, start : start + len(wanted)].detach()
+            for text, start in runs.all(-1).nonzero().tolist()
+        ]
+        if found:
+            before = [] if self._known is None else [self._known]
+            self._known = torch.cat([*before, *found]).unique(dim=0)
 
     def _find(self, denoiser: Any, args: Any, kwargs: Any) -> None:
         """Where these are in the denoiser's text, `(batch, tokens)`."""
         text = kwargs[_TEXT].detach() if _TEXT in kwargs else args[2].detach()
-        if self._rows:
-            known = torch.cat(self._rows).unique(dim=0).to(text.dtype)
-            self._where = (text[:, :, None] == known).all(-1).any(-1)
+        if self._known is not None:
+            self._where = (text[:, :, None] == self._known.to(text.dtype)).all(-1).any(-1)
 
     def _add(self, index: int, reader: Any, args: Any, kwargs: Any) -> Any:
         text = kwargs.get(_TEXT)
