@@ -1,6 +1,6 @@
-"""Sentiment of sentences on MiniLM, names of things on DINOv2: SVFit and its peers through PEFT.
+"""Sentiment of sentences on MiniLM, things and kinds on DINOv2: SVFit and its peers through PEFT.
 
-    python -m benchmarks.tasks [--quick] [--task movies|tweets|products|editorials|things]
+    python -m benchmarks.tasks [--quick] [--task movies|tweets|products|editorials|things|kinds]
         [--methods …] [--seeds 0 1 2 3 4] [--processes N] [--device cpu|cuda]
 
 Each method trains beside a linear head what it trains of a frozen encoder, from the same examples
@@ -25,7 +25,7 @@ from benchmarks.row_store import RUNS, run_missing
 from benchmarks.tasks.packages import TaskError
 from benchmarks.tasks.runs import Setup, TaskCell, run_cell
 from benchmarks.tasks.sentences import FILES
-from benchmarks.tasks.task_loading import TASKS, THINGS, Sizes, load_task
+from benchmarks.tasks.task_loading import KINDS, TASKS, THINGS, Sizes, load_task
 from benchmarks.tasks.task_methods import METHODS, REFERENCE
 from benchmarks.tasks.task_pictures import draw
 from benchmarks.tasks.task_rows import choose_rates, summary_rows, sweep
@@ -41,6 +41,7 @@ _SIZES = {
     "products": Sizes(1000, 600, 1200, length=48),
     "editorials": Sizes(1000, 600, 1200, length=64),
     THINGS: Sizes(500, 130, 190, length=112),
+    KINDS: Sizes(2000, 500, 1000, length=56),
 }
 _QUICK_SIZES = {name: Sizes(800, 400, 600, length=32) for name in FILES} | {
     THINGS: Sizes(310, 60, 120, length=56)

