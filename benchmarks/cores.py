@@ -8,6 +8,7 @@ the leading vectors (LoRA-XS, arXiv 2405.17604).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from math import isqrt
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.adapting import Adapted, Models, attention_values
-from benchmarks.rules import AfterStep, Vectors, chosen
+from benchmarks.rules import Vectors, chosen
 from svfit_diffusion.adapters.targets import select_targets
 
 Layers = Mapping[str, nn.Linear]
@@ -29,7 +30,7 @@ def sparse_core(models: Models, steps: int) -> Adapted:
     layers = _linear_layers(models, "all")
     cores = _Cores(layers)
     rule = chosen(Vectors(cores.parameters, [], attention_values(models)), steps)
-    return cores.adapted(_with_places, rule)
+    return replace(cores.adapted(_with_places), after_step=rule)
 
 
 def leading_core(models: Models, steps: int) -> Adapted:
@@ -60,12 +61,8 @@ class _Cores:
             u, v = self._bases[path]
             vars(layer)["forward"] = partial(_forward, layer, u, v, self._cores[path])
 
-    def adapted(
-        self,
-        stored: Callable[[str, Tensor], dict[str, Tensor]],
-        rule: AfterStep | None = None,
-    ) -> Adapted:
-        """What a benchmark trains, with what is stored of a path's core, and a rule of steps."""
+    def adapted(self, stored: Callable[[str, Tensor], dict[str, Tensor]]) -> Adapted:
+        """What a benchmark trains, with what is stored of a path's core."""
 
         def save(folder: Path) -> None:
             tensors = {
@@ -75,9 +72,7 @@ class _Cores:
             }
             safetensors.torch.save_file(tensors, folder / "core.safetensors")
 
-        if rule is None:
-            return Adapted(self.parameters, save, self._merge)
-        return Adapted(self.parameters, save, self._merge, rule)
+        return Adapted(self.parameters, save, self._merge)
 
     @torch.no_grad()
     def _merge(self) -> None:

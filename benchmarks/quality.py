@@ -27,7 +27,7 @@ from benchmarks import quality_pictures
 from benchmarks.bench import Bench, measure_peak_memory, run_cell
 from benchmarks.cells import Cell, CellStore, Setup
 from benchmarks.finetune import Recipe
-from benchmarks.methods import IDEAS, METHODS
+from benchmarks.methods import IDEAS, METHODS, Method
 from benchmarks.quality_rows import BASE, REFERENCE, Runs, choose_rates, flat, summary_row
 from benchmarks.report import CACHE, RESULTS, ROOT, Row, print_table, write_report
 from benchmarks.row_store import RUNS, run_missing
@@ -73,6 +73,60 @@ def run_all(store: CellStore, cells: Sequence[Cell], processes: int) -> None:
 
 def main() -> None:
     """Sweep the learning rates, run all cells, print the table, write results and pictures."""
+    options = _parsed()
+    started = time.perf_counter()
+    recipe = Recipe(steps=options.steps, prior_loss_weight=options.prior_loss_weight)
+    setup = Setup(
+        options.base,
+        options.subjects_dir,
+        options.extractors,
+        options.device,
+        recipe,
+        CACHE / "runs" if options.quick else RUNS,
+    )
+    store = CellStore(setup)
+    Bench(setup).prepare([*options.subjects, *options.tuning_subjects])
+    # What the others are compared with is always there.
+    methods = [m for m in (*METHODS, *IDEAS) if m.name in {BASE, REFERENCE, *options.methods}]
+    tuning, seeds = options.tuning_subjects, options.seeds
+
+    sweep = _sweep(methods, tuning, seeds[0])
+    run_all(store, sweep, options.processes)
+    rates = choose_rates(Runs(store, tuning, seeds[:1]), methods)
+    reported = [
+        Cell(method.name, rates[method.name], subject, seed)
+        for seed in seeds
+        for subject in options.subjects
+        for method in methods
+    ]
+    run_all(store, reported, options.processes)
+    runs = Runs(store, options.subjects, seeds)
+    rows = [
+        summary_row(runs, method, rates[method.name], rates[REFERENCE])
+        | {"peak_memory_bytes": measure_peak_memory(setup, method.name)}
+        for method in methods
+    ]
+    print_table([flat(row) for row in rows], _COLUMNS)
+    path = write_report(
+        options.name,
+        rows,
+        recipe=asdict(recipe),
+        extractors=options.extractors,
+        subjects=options.subjects,
+        tuning_subjects=tuning,
+        seeds=seeds,
+        reference=REFERENCE,
+        sweep=[_swept(cell) | store.read(cell) for cell in sweep],
+        seconds_of_this_run=round(time.perf_counter() - started),
+        seconds_of_all_cells=round(store.seconds()),
+    )
+    print(path)
+    quality_pictures.draw_all(options.name, store, rows, rates, options.subjects, seeds)
+    print(*sorted(RESULTS.glob(f"{options.name}_*")), sep="\n")
+
+
+def _parsed() -> argparse.Namespace:
+    """The command line's settings."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     names = [method.name for method in METHODS]
     known = [method.name for method in (*METHODS, *IDEAS)]
@@ -93,77 +147,22 @@ def main() -> None:
     if options.quick:
         parser.set_defaults(**_QUICK, name="quality_quick")
         options = parser.parse_args()
+    return options
 
-    started = time.perf_counter()
-    recipe = Recipe(steps=options.steps, prior_loss_weight=options.prior_loss_weight)
-    setup = Setup(
-        options.base,
-        options.subjects_dir,
-        options.extractors,
-        options.device,
-        recipe,
-        CACHE / "runs" if options.quick else RUNS,
-    )
-    store = CellStore(setup)
-    Bench(setup).prepare([*options.subjects, *options.tuning_subjects])
-    # What the others are compared with is always there.
-    methods = [m for m in (*METHODS, *IDEAS) if m.name in {BASE, REFERENCE, *options.methods}]
-    seeds = options.seeds
 
-    run_all(
-        store,
-        [
-            Cell(method.name, rate, subject, seeds[0])
-            for subject in options.tuning_subjects
-            for method in methods
-            for rate in method.learning_rates
-        ],
-        options.processes,
-    )
-    rates = choose_rates(Runs(store, options.tuning_subjects, seeds[:1]), methods)
-    run_all(
-        store,
-        [
-            Cell(method.name, rates[method.name], subject, seed)
-            for seed in seeds
-            for subject in options.subjects
-            for method in methods
-        ],
-        options.processes,
-    )
-    runs = Runs(store, options.subjects, seeds)
-    rows = [
-        summary_row(runs, method, rates[method.name], rates[REFERENCE])
-        | {"peak_memory_bytes": measure_peak_memory(setup, method.name)}
+def _sweep(methods: Sequence[Method], subjects: Sequence[str], seed: int) -> list[Cell]:
+    """The cells by which learning rates are chosen."""
+    return [
+        Cell(method.name, rate, subject, seed)
         for method in methods
+        for rate in method.learning_rates
+        for subject in subjects
     ]
-    print_table([flat(row) for row in rows], _COLUMNS)
-    path = write_report(
-        options.name,
-        rows,
-        recipe=asdict(recipe),
-        extractors=options.extractors,
-        subjects=options.subjects,
-        tuning_subjects=options.tuning_subjects,
-        seeds=seeds,
-        reference=REFERENCE,
-        sweep=[
-            {
-                "method": method.name,
-                "learning_rate": rate,
-                "subject": subject,
-                **store.read(Cell(method.name, rate, subject, seeds[0])),
-            }
-            for method in methods
-            for rate in method.learning_rates
-            for subject in options.tuning_subjects
-        ],
-        seconds_of_this_run=round(time.perf_counter() - started),
-        seconds_of_all_cells=round(store.seconds()),
-    )
-    print(path)
-    quality_pictures.draw_all(options.name, store, rows, rates, options.subjects, seeds)
-    print(*sorted(RESULTS.glob(f"{options.name}_*")), sep="\n")
+
+
+def _swept(cell: Cell) -> Row:
+    """Which cell of the sweep it is, for the report."""
+    return {name: value for name, value in asdict(cell).items() if name != "seed"}
 
 
 def _described(row: Row) -> str:
