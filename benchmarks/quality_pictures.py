@@ -102,7 +102,7 @@ def _panels(labels: Collection[str]) -> tuple[Any, Any]:
 
 def _draw_fronts(rows: Sequence[Row]) -> Any:
     """Methods as lines of drift against fidelity, from the base to full strength."""
-    figure, panels = plt.subplots(1, 2, figsize=(13, 5.5))
+    figure, panels = plt.subplots(1, 2, figsize=(13, 6), layout="constrained")
     keys = ("subject_fidelity", "prompt_fidelity")
     for panel, key in zip(panels, keys, strict=True):
         for row in rows:
@@ -118,9 +118,9 @@ def _draw_fronts(rows: Sequence[Row]) -> Any:
         panel.set_xlabel(_PANELS["drift"])
         panel.set_ylabel(_PANELS[key])
         panel.grid(alpha=0.3)
-    panels[0].legend(fontsize=8)
+    named = panels[0].get_legend_handles_labels()
+    figure.legend(*named, loc="outside lower center", ncols=5, fontsize=9)  # lines fill the panels
     figure.suptitle("At strengths 0, 0.5, 0.7, 0.85 and 1; means over subjects")
-    figure.tight_layout()
     return figure
 
 
