@@ -27,6 +27,22 @@ ShiftOfRows = Callable[[int, torch.device], Tensor]
 """The shift for a batch of so many rows: `(r,)` float32, or `(parts, r)` of equal parts of it."""
 
 
+def refuse_lost_gradients(output: Tensor, x: Tensor, quantization: str) -> None:
+    """Raise `StateError` if a quantised layer's kernel gives its inputs no gradient, though shifts
+    are trained in layers before this one.
+
+    Args:
+        output: the layer's own.
+        x: its input.
+        quantization: how its weight is quantised.
+    """
+    if torch.is_grad_enabled() and x.requires_grad and not output.requires_grad:
+        raise StateError(
+            f"the kernel of a layer quantised as {quantization} gives no gradients, so adapters "
+            f"cannot be trained through it; use another quantisation"
+        )
+
+
 class AddedProjection:
     """Adds `U (δ ⊙ Vᵀx)` to what one layer gives for `x`.
 
@@ -57,11 +73,7 @@ class AddedProjection:
         """
         if self.paused:
             return output
-        if torch.is_grad_enabled() and x.requires_grad and not output.requires_grad:
-            raise StateError(
-                f"the kernel of a layer quantised as {self._shifted.quantization} gives no "
-                f"gradients, so adapters cannot be trained through it; use another quantisation"
-            )
+        refuse_lost_gradients(output, x, self._shifted.quantization)
         return output + self._change(x).to(output.dtype)
 
     def _change(self, x: Tensor) -> Tensor:

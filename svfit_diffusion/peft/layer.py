@@ -129,9 +129,12 @@ class SVFitLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         return [name for name in adapter_names if name in self.svfit_delta]
 
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """What an adapter at its strength adds to the weight, in the weight's shape and dtype."""
+        """What an adapter at its strength adds to the weight, in the weight's shape and dtype, or
+        float32 if that is quantised.
+        """
         shift = self.scaling[adapter] * self.svfit_delta[adapter].detach()
-        return self._output.change_of_weight(shift).to(self.weight.dtype)
+        change = self._output.change_of_weight(shift)
+        return change if self._output.quantization else change.to(self.weight.dtype)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Put `W'` in the weight's place; see `Merging`.
@@ -142,7 +145,9 @@ class SVFitLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
         Raises:
             CheckpointError: it is not; what was merged before stays merged.
+            StateError: the weight is quantised.
         """
+        self.refuse_to_merge_quantised()
         names = self._here(check_adapters_to_merge(self, adapter_names))
         shift = self.combined(names)
         if shift is None:
@@ -161,6 +166,14 @@ class SVFitLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
                 f"{error}. The adapter {', '.join(names)} seems to be broken"
             ) from None
         self.merged_adapters.extend(names)
+
+    def refuse_to_merge_quantised(self) -> None:
+        """Raise `StateError` if the layer's weight is quantised: it would be rounded anew."""
+        if quantization := self._output.quantization:
+            raise StateError(
+                f"a layer is quantised as {quantization}, and adapters cannot be merged into it; "
+                f"leave them set as they are, or merge them into the base unquantised"
+            )
 
     def unmerge(self) -> None:
         """Put the layer's own weight back."""

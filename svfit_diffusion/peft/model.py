@@ -25,9 +25,8 @@ from svfit_diffusion.peft.shifts import (
     lengths,
     plain_path,
 )
-from svfit_diffusion.peft.targets import Spectrum, refuse_other_kinds, spectra
+from svfit_diffusion.peft.targets import Spectrum, full_rank_of, refuse_other_kinds, spectra
 from svfit_diffusion.peft.widening import widen
-from svfit_diffusion.spectrum.basis import full_rank
 from svfit_diffusion.spectrum.rank import Rank, check_rank_fits
 from svfit_diffusion.spectrum.shift import pad_sum
 
@@ -82,7 +81,7 @@ class SVFitModel(BaseTuner):  # type: ignore[misc]
             refuse_other_kinds(path, layer)
         for path, layer in layers.items():
             if isinstance(rank := ranks[path], int):
-                check_rank_fits(rank, full_rank(_inner(layer).weight), path)
+                check_rank_fits(rank, full_rank_of(_inner(layer)), path)
         known = {path: layer for path, layer in layers.items() if path not in new}
         widen(model, known, {path: ranks[path] for path in known})
         self._spectra = spectra(model, new, {path: ranks[path] for path in new})
@@ -127,6 +126,12 @@ class SVFitModel(BaseTuner):  # type: ignore[misc]
         layer = (SVFitLinear if is_linear else SVFitLayer)(target, spectrum)
         layer.add(adapter_name, rank, starts_at_zero=starts_at_zero)
         self._replace_module(parent, target_name, layer, target)
+
+    def _check_merge_allowed(self) -> None:
+        # Before anything is merged, of a model of which some layers are quantised, too.
+        for layer in shifted_layers(self.model).values():
+            layer.refuse_to_merge_quantised()
+        super()._check_merge_allowed()
 
     @classmethod
     def _get_adapter_state_dict(

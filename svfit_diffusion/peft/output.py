@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 from transformers.pytorch_utils import Conv1D
 
+from svfit_diffusion.adapters.added import refuse_lost_gradients
 from svfit_diffusion.adapters.layers import SHIFTABLE, ShiftedLayer
 from svfit_diffusion.adapters.live import ShiftedProjection
+from svfit_diffusion.adapters.quantised import quantization_of, weight_shape
 from svfit_diffusion.peft.targets import TransposedLinear
 from svfit_diffusion.spectrum.basis import Basis
 from svfit_diffusion.spectrum.shift import factored_shift, shift_matrix
@@ -21,19 +23,25 @@ class ShiftedOutput:
     """A layer's output by any shift.
 
     Where the layer is no more than its frozen weight, one product does all, factored or merged
-    (`ShiftedProjection`). Else the layer, with what others have put in it, runs as it is, and the
-    change is added.
+    (`ShiftedProjection`). Else the layer, with what others have put in it, or by the kernel of its
+    quantised weight, runs as it is, and the change is added.
 
     Args:
         layer: the layer itself.
         basis: of its weight, as much as is in use.
         is_alone: whether nothing of PEFT's is around the layer.
+
+    Attributes:
+        is_turned: whether the layer stores its weight transposed.
+        quantization: how its weight is quantised, as `quantization_of` says it.
     """
 
     def __init__(self, layer: Any, basis: Basis, *, is_alone: bool) -> None:
-        self._can_project = is_alone and type(layer) in _PLAIN
         self.is_turned = isinstance(layer, Conv1D)
+        self.quantization = quantization_of(layer, layer.weight)
+        self._can_project = is_alone and type(layer) in _PLAIN and not self.quantization
         view = TransposedLinear(layer) if self.is_turned else layer
+        self._shape = view.weight.shape if self.is_turned else weight_shape(layer)
         self._shifted = ShiftedLayer(view, basis)
         self._projection: ShiftedProjection | None = None
         self._rank = 0  # that is in use
@@ -63,13 +71,20 @@ class ShiftedOutput:
             shift: `(r,)` float32, or None for the layer as it is.
             *args: for the layer, as are keywords.
             **kwargs: for the layer.
+
+        Raises:
+            StateError: the kernel of a quantised weight gives its inputs no gradient.
         """
         if shift is not None:
             shift = shift.to(x.device)
             if self._projection and _is_plain(base_layer) and not args and not kwargs:
                 return self._projection.forward(x, shift)
         y: Tensor = base_layer(x, *args, **kwargs)
-        return y if shift is None else y + self._change(x, shift).to(y.dtype)
+        if shift is None:
+            return y
+        if self.quantization:
+            refuse_lost_gradients(y, x, self.quantization)
+        return y + self._change(x, shift).to(y.dtype)
 
     def change_of_weight(self, shift: Tensor) -> Tensor:
         """What a shift `(r,)` adds to the weight, as the layer stores it, float32."""
@@ -78,7 +93,7 @@ class ShiftedOutput:
 
     def _matrix(self, shift: Tensor) -> Tensor:
         change = shift_matrix(self.basis.to(shift.device), shift)
-        return change.reshape(self._shifted.layer.weight.shape)
+        return change.reshape(self._shape)
 
     def _change(self, x: Tensor, shift: Tensor) -> Tensor:
         """What a shift adds to the output."""
@@ -86,8 +101,7 @@ class ShiftedOutput:
         shifted.basis = shifted.basis.to(x.device)
         if not shifted.factorises:
             return shifted.project(x, self._matrix(shift).to(x.dtype), None)
-        kernel = shifted.layer.weight.shape[1:]
-        return factored_shift(shifted.project, x, shifted.basis, shift, kernel)
+        return factored_shift(shifted.project, x, shifted.basis, shift, self._shape[1:])
 
 
 class ShiftedWords(ShiftedOutput):

@@ -12,9 +12,9 @@ from transformers.pytorch_utils import Conv1D
 
 from svfit_diffusion.adapters.base_weights import base_weights
 from svfit_diffusion.adapters.layers import SHIFTABLE
-from svfit_diffusion.adapters.quantised import quantization_of
-from svfit_diffusion.errors import BasisError, TargetError
-from svfit_diffusion.spectrum.basis import Basis, full_rank
+from svfit_diffusion.adapters.quantised import weight_shape
+from svfit_diffusion.errors import TargetError
+from svfit_diffusion.spectrum.basis import Basis, matrix_shape
 from svfit_diffusion.spectrum.cache import load_bases
 from svfit_diffusion.spectrum.rank import Rank
 
@@ -74,22 +74,21 @@ def spectra(
         ranks: of the adapter, for each of them.
 
     Raises:
-        BasisError: a weight cannot be decomposed: quantised, sharded, not in memory, not finite.
+        BasisError: a weight cannot be decomposed: quantised in a way that is not known, sharded,
+            not in memory, not finite.
     """
-    for path, layer in layers.items():
-        if quantization := quantization_of(layer, layer.weight):
-            raise BasisError(
-                f"{path} is quantised as {quantization}, which SVFit under PEFT does not train on; "
-                f"load the base unquantised, or train with this package's own trainer"
-            )
     base = base_weights(model, layers)
     asked = {path: rank if isinstance(rank, int) else None for path, rank in ranks.items()}
-    full = {path: full_rank(layer.weight) for path, layer in layers.items()}
-    bases = load_bases(base, {path: asked[path] or full[path] for path in layers})
+    bases = load_bases(base, {path: asked[path] or full_rank_of(layers[path]) for path in layers})
     return {
         path: Spectrum(_turned(bases[path], layer), base.digests[path], asked[path])
         for path, layer in layers.items()
     }
+
+
+def full_rank_of(layer: Any) -> int:
+    """Number of singular values of a layer's weight, quantised or not."""
+    return min(matrix_shape(weight_shape(layer)))
 
 
 def _turned(basis: Basis, layer: nn.Module) -> Basis:
