@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from svfit_diffusion.adapters.layers import Shiftable
-from svfit_diffusion.adapters.quantised import weight_shape
+from svfit_diffusion.adapters.quantised import full_rank_of
 from svfit_diffusion.errors import CheckpointError, listed
-from svfit_diffusion.spectrum.basis import matrix_shape
 
 
 def match_layers(
@@ -34,7 +33,7 @@ def match_layers(
             problems.append(f"{component} has no Linear or Conv layer {path!r}")
         elif own in matched.values():
             problems.append(f"{component}.{own} is given twice, with and without 'text_model.'")
-        elif delta.numel() > (full := min(matrix_shape(weight_shape(layers[own])))):
+        elif delta.numel() > (full := full_rank_of(layers[own])):
             problems.append(f"{component}.{path}: {delta.numel()} values, the layer has {full}")
         else:
             matched[path] = own

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from svfit_diffusion.adapters.layers import SHIFTABLE, Shiftable
 from svfit_diffusion.errors import BasisError
-from svfit_diffusion.spectrum.basis import Packed
+from svfit_diffusion.spectrum.basis import Packed, matrix_shape
 from svfit_diffusion.spectrum.cache import BaseWeights
 
 KNOWN = "bitsandbytes, torchao, GGUF or float8 layerwise casting"
@@ -80,6 +80,11 @@ def weight_shape(layer: Shiftable) -> torch.Size:
     if isinstance(layer, nn.Linear) and type(layer.weight) is not nn.Parameter:
         return torch.Size((layer.out_features, layer.in_features))
     return layer.weight.shape
+
+
+def full_rank_of(layer: Shiftable) -> int:
+    """Number of singular values of a layer's weight, quantised or not."""
+    return min(matrix_shape(weight_shape(layer)))
 
 
 def packed(layer: Shiftable, weight: Tensor) -> Packed:

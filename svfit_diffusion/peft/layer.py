@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from svfit_diffusion.errors import BatchError, CheckpointError, StateError
-from svfit_diffusion.peft.merging import Merging
+from svfit_diffusion.peft.merging import Merging, refuse_quantised
 from svfit_diffusion.peft.output import ShiftedOutput, ShiftedWords
 from svfit_diffusion.peft.targets import Spectrum
 from svfit_diffusion.spectrum.rank import Rank, select_rank
@@ -147,7 +147,7 @@ class SVFitLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             CheckpointError: it is not; what was merged before stays merged.
             StateError: the weight is quantised.
         """
-        self.refuse_to_merge_quantised()
+        refuse_quantised(self.get_base_layer())
         names = self._here(check_adapters_to_merge(self, adapter_names))
         shift = self.combined(names)
         if shift is None:
@@ -166,14 +166,6 @@ class SVFitLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
                 f"{error}. The adapter {', '.join(names)} seems to be broken"
             ) from None
         self.merged_adapters.extend(names)
-
-    def refuse_to_merge_quantised(self) -> None:
-        """Raise `StateError` if the layer's weight is quantised: it would be rounded anew."""
-        if quantization := self._output.quantization:
-            raise StateError(
-                f"a layer is quantised as {quantization}, and adapters cannot be merged into it; "
-                f"leave them set as they are, or merge them into the base unquantised"
-            )
 
     def unmerge(self) -> None:
         """Put the layer's own weight back."""

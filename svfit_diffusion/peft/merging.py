@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from svfit_diffusion.adapters.quantised import quantization_of
 from svfit_diffusion.adapters.weights import WeightPlace, commit, exchange_for, give_back
-from svfit_diffusion.errors import CheckpointError
+from svfit_diffusion.errors import CheckpointError, StateError
 from svfit_diffusion.spectrum.basis import Basis
 from svfit_diffusion.spectrum.shift import shifted_weight
+
+
+def refuse_quantised(layer: Any) -> None:
+    """Raise `StateError` if a layer's weight is quantised: merged, it would be rounded anew."""
+    if quantization := quantization_of(layer, layer.weight):
+        raise StateError(
+            f"a layer is quantised as {quantization}, and adapters cannot be merged into it; leave "
+            f"them set as they are, or merge them into the base unquantised"
+        )
 
 
 class Merging:

@@ -14,9 +14,11 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from svfit_diffusion.adapters.quantised import full_rank_of
 from svfit_diffusion.errors import AdapterNameError, ConfigError, StateError, TargetError
 from svfit_diffusion.peft.config import SVFitConfig
 from svfit_diffusion.peft.layer import BASE, SVFitLayer, SVFitLinear
+from svfit_diffusion.peft.merging import refuse_quantised
 from svfit_diffusion.peft.method import PREFIX
 from svfit_diffusion.peft.shifts import (
     check_fingerprint,
@@ -25,7 +27,7 @@ from svfit_diffusion.peft.shifts import (
     lengths,
     plain_path,
 )
-from svfit_diffusion.peft.targets import Spectrum, full_rank_of, refuse_other_kinds, spectra
+from svfit_diffusion.peft.targets import Spectrum, refuse_other_kinds, spectra
 from svfit_diffusion.peft.widening import widen
 from svfit_diffusion.spectrum.rank import Rank, check_rank_fits
 from svfit_diffusion.spectrum.shift import pad_sum
@@ -130,7 +132,7 @@ class SVFitModel(BaseTuner):  # type: ignore[misc]
     def _check_merge_allowed(self) -> None:
         # Before anything is merged, of a model of which some layers are quantised, too.
         for layer in shifted_layers(self.model).values():
-            layer.refuse_to_merge_quantised()
+            refuse_quantised(layer.get_base_layer())
         super()._check_merge_allowed()
 
     @classmethod

@@ -12,9 +12,9 @@ from transformers.pytorch_utils import Conv1D
 
 from svfit_diffusion.adapters.base_weights import base_weights
 from svfit_diffusion.adapters.layers import SHIFTABLE
-from svfit_diffusion.adapters.quantised import weight_shape
+from svfit_diffusion.adapters.quantised import full_rank_of
 from svfit_diffusion.errors import TargetError
-from svfit_diffusion.spectrum.basis import Basis, matrix_shape
+from svfit_diffusion.spectrum.basis import Basis
 from svfit_diffusion.spectrum.cache import load_bases
 from svfit_diffusion.spectrum.rank import Rank
 
@@ -84,11 +84,6 @@ def spectra(
         path: Spectrum(_turned(bases[path], layer), base.digests[path], asked[path])
         for path, layer in layers.items()
     }
-
-
-def full_rank_of(layer: Any) -> int:
-    """Number of singular values of a layer's weight, quantised or not."""
-    return min(matrix_shape(weight_shape(layer)))
 
 
 def _turned(basis: Basis, layer: nn.Module) -> Basis:

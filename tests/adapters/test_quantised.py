@@ -10,7 +10,14 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from merged import Expected, check_output, make_adapter, merge_pipeline, merged
-from quantised_models import EVERY_KIND, computed_weight, dequantised, is_quantised, quantise
+from quantised_models import (
+    EVERY_KIND,
+    ROUNDED_INPUTS,
+    computed_weight,
+    dequantised,
+    is_quantised,
+    quantise,
+)
 from tiny import (
     make_tiny_pipeline,
     make_tiny_unet,
@@ -35,8 +42,6 @@ from svfit_diffusion.interchange.reading import read_lora
 from svfit_diffusion.spectrum.shift import shift_matrix
 from svfit_diffusion.spectrum.solver import singular_basis
 
-ROUNDED_INPUTS = "bitsandbytes int8"
-"""Its kernel rounds a row of inputs to 8 bits, too: 1/254 of its largest."""
 META = AdapterMetadata()
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from quantised_models import EVERY_KIND, dequantised, quantise
+from quantised_models import EVERY_KIND, ROUNDED_INPUTS, dequantised, quantise
 from torch import Tensor, nn
 
 from svfit_diffusion.errors import BaseMismatchError, StateError
@@ -17,8 +17,6 @@ from svfit_diffusion.peft import SVFitConfig
 from svfit_diffusion.peft.model import shifted_layers
 
 CONFIG = SVFitConfig(r=16, target_modules=["0", "2"])
-ROUNDED_INPUTS = "bitsandbytes int8"
-"""Its kernel rounds a row of inputs to 8 bits, too: 1/254 of its largest."""
 
 
 def plain_model() -> nn.Module:
@@ -46,9 +44,9 @@ def inputs() -> Tensor:
     return torch.randn(5, 64, generator=torch.Generator().manual_seed(1))
 
 
-def with_shifts(model: nn.Module, **more: Any) -> Any:
+def with_shifts(model: nn.Module) -> Any:
     """Under PEFT, with the same shifts on every base."""
-    adapted = get_peft_model(model, SVFitConfig(r=16, target_modules=["0", "2"], **more))
+    adapted = get_peft_model(model, copy.copy(CONFIG))
     generator = torch.Generator().manual_seed(2)
     for layer in shifted_layers(adapted).values():
         layer.svfit_delta["default"].data.normal_(generator=generator).mul_(0.3)
