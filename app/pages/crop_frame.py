@@ -40,7 +40,7 @@ def framed(photo: CroppedPhoto, index: int) -> dict[str, Any]:
     return {
         "index": index,
         "src": _data_url(picture),
-        "alt": "The photo, and the square of it that is learned",
+        "alt": f"Photo {index + 1}, and the square of it that is learned",
         "width": width,
         "height": height,
         "x": photo.crop.x,

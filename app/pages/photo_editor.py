@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from .photo_drop import PhotoDrop
 
 _TILE = 160
+_WAIT, _GO_ON = (
+    f"() => {{ document.getElementById('train-crop').inert = {waiting}; }}"
+    for waiting in ("true", "false")
+)
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,12 @@ def wire_editor(
     # The browser says which photo is meant, by its frame: an answer that sets another may be late.
     state = [editor.frame, photos_, tiles, key_]
     shown_ = [editor.frame, *editor.crop, editor.caption]
-    explaining(tiles.select, choose, photos_, shown_, problem, **quick)
+    # Until the chosen photo is there, what is done would be done to the one before. Each choice is
+    # asked for: one that waits for the answer before would be asked for with that one's index.
+    tiles.select(None, None, None, js=_WAIT, api_visibility="private")
+    each: dict[str, Any] = {"trigger_mode": "multiple", **quick}
+    shown = explaining(tiles.select, choose, photos_, shown_, problem, **each)
+    shown.then(None, None, None, js=_GO_ON, api_visibility="private")
     for slider in editor.crop:
         explaining(
             slider.input,

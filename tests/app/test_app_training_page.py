@@ -11,6 +11,8 @@ import pytest
 from app_server import LONG, AppServer, arrive, choose, chosen, open_tab, unfold
 from PIL import Image
 
+from app.pages import photo_editor
+from app.pages.photo_editor import edited
 from svfit_diffusion.files.adapter import read_adapter
 from svfit_diffusion.training.trainer import Trainer
 
@@ -62,6 +64,13 @@ def drop(page: Any, files: list[Path]) -> None:
 
 def tiles(page: Any) -> Any:
     return page.locator("#train-tiles .gallery-item")
+
+
+def edit(page: Any, index: int) -> None:
+    """Choose a photo and wait until it is the one that is edited."""
+    tiles(page).nth(index).locator("button").click()
+    page.locator(f"#train-frame img[alt^='Photo {index + 1},']").wait_for()
+    page.locator("#train-crop:not([inert])").wait_for()
 
 
 def fill(page: Any, name: str, steps: int = 20) -> None:
@@ -257,7 +266,7 @@ def test_the_square_moved_by_keys_is_what_is_learned(
     page = train_page()
     drop(page, photos)
     tiles(page).nth(2).wait_for()
-    tiles(page).nth(1).locator("button").click()
+    edit(page, 1)
     before = page.locator("#train-tiles img").nth(1).get_attribute("src")
     page.locator("#train-crop-x input[type=range]").press("End")
     page.wait_for_function(
@@ -279,8 +288,7 @@ def test_the_square_dragged_on_the_photo_is_what_is_learned_with_its_caption(
     page = train_page()
     drop(page, photos)
     tiles(page).nth(2).wait_for()
-    tiles(page).nth(1).locator("button").click()
-    page.locator("#train-tiles .selected").wait_for()
+    edit(page, 1)
     square, frame = page.locator(".crop-square"), page.locator(".crop").bounding_box()
     drag(page, square, frame["width"], 0)
     page.wait_for_function("document.querySelector('#train-crop-x input[type=range]').value == 1")
@@ -298,6 +306,30 @@ def test_the_square_dragged_on_the_photo_is_what_is_learned_with_its_caption(
     assert left == pytest.approx(80, abs=2) and top == pytest.approx(0, abs=2)
     assert right - left == bottom - top == pytest.approx(40, abs=4)
     assert photo.caption == "a photo of sks dog in blue"
+
+
+def test_a_photo_that_is_chosen_while_another_is_on_its_way_is_the_one_that_is_edited(
+    train_page: Callable[..., Any], photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = train_page()
+    drop(page, photos)
+    tiles(page).nth(2).wait_for()
+    answers = [threading.Event() for _ in photos]
+
+    def late(photos: Any, index: int) -> Any:
+        assert answers[index].wait(LONG / 1000)
+        return edited(photos, index)
+
+    monkeypatch.setattr(photo_editor, "edited", late)
+    tiles(page).nth(1).locator("button").click()
+    page.locator("#train-crop[inert]").wait_for()
+    tiles(page).nth(2).locator("button").click()
+    page.locator("#train-tiles .gallery-item").nth(2).locator("button.selected").wait_for()
+    assert page.locator("#train-frame img[alt^='Photo 1,']").is_visible()
+    for number in (2, 3):
+        answers[number - 1].set()
+        page.locator(f"#train-frame img[alt^='Photo {number},']").wait_for()
+    page.locator("#train-crop:not([inert])").wait_for()
 
 
 def drag(page: Any, what: Any, dx: float, dy: float) -> None:
