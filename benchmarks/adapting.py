@@ -63,6 +63,7 @@ class Own:
         wants_needs: whether `vectors.needs` are to be filled.
         by_noise: whether noisy examples train the leading part of each spectrum alone.
         base_prior: weight of the loss that keeps the class as the base says.
+        stratified: whether the times of the examples are spread evenly.
     """
 
     subject: Subject
@@ -70,6 +71,7 @@ class Own:
     wants_needs: bool = False
     by_noise: bool = False
     base_prior: float = 0.0
+    stratified: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ def svfit(
     wants_needs: bool = False,
     by_noise: bool = False,
     base_prior: float = 0.0,
+    stratified: bool = False,
 ) -> Adapt:
     """Train δ, the shift of the singular values.
 
@@ -122,6 +125,7 @@ def svfit(
         wants_needs: as in `Own`, like the others.
         by_noise: the same.
         base_prior: the same.
+        stratified: the same.
     """
 
     def adapt(models: Models, steps: int) -> Adapted:
@@ -135,7 +139,7 @@ def svfit(
             target=dict.fromkeys(models, str(target)),
         )
         vectors = Vectors(subject.parameters(), _singular_values(subject), attention_values(models))
-        own = Own(subject, vectors, wants_needs, by_noise, base_prior)
+        own = Own(subject, vectors, wants_needs, by_noise, base_prior, stratified)
 
         def save(folder: Path) -> None:
             adapter = collect_adapter(models, _NAME, metadata)

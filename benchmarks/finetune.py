@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.adapting import Adapted, Own
 from benchmarks.rules import Vectors, leading_by_noise
+from benchmarks.stratified import Stratified
 from benchmarks.subjects import Prompt, Subject
 from svfit_diffusion.families import Family, NoiseProcess, NoiseSettings, family_of
 from svfit_diffusion.families.diffusion import Diffusion
@@ -141,6 +142,8 @@ def _objective(
     process = family.noise_process(config.noise)
     if own and own.wants_needs:
         own.vectors.needs.extend(_needs(own, family, process, others.generic))
+    if own and own.stratified:
+        process = Stratified.of(process, seed)
     kinds: list[Sequence[Photo]] = [load_photos(subject.folder, subject.instance_prompt)]
     if recipe.prior_loss_weight:
         kinds.append(others.of_class)

@@ -138,6 +138,7 @@ IDEAS: Sequence[Method] = (
     _idea(
         "SVFit, anchored", svfit(1.0, "attention", anchored(0.01), wants_needs=True), _SIGMA_RATES
     ),
+    _idea("SVFit, stratified times", svfit(1.0, "attention", stratified=True), _SIGMA_RATES),
     _idea("SVFit, base's prior", svfit(1.0, "attention", base_prior=1.0), _SIGMA_RATES),
     _idea("SVFit, all layers, chosen", svfit(1.0, "all", chosen)),
     _idea("SVFit, blocks", svfit(1.0, _BLOCKS)),
