@@ -12,7 +12,7 @@ from ..services import Services
 from .captions import caption
 from .controls import small_pictures
 from .messages import status
-from .problems import explaining, problem_place
+from .problems import EACH_CHOICE, explaining, problem_place
 
 _LIKE, _UNLIKE = "Mark as favourite", "No favourite any more"
 _STAR = "★ "
@@ -71,5 +71,6 @@ def build_album(services: Services, chosen: gr.State, line: gr.HTML) -> None:
     quick: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
     for listen in (fold.expand, words.change, only.change):
         explaining(listen, find, [words, only], [pictures, shown], problem, **quick)
-    explaining(pictures.select, choose, shown, [chosen, line, like], problem, **quick)
+    picked = [chosen, line, like]
+    explaining(pictures.select, choose, shown, picked, problem, **EACH_CHOICE, **quick)
     explaining(like.click, toggle, [chosen, words, only], [pictures, shown, like], problem, **quick)

@@ -22,7 +22,7 @@ from .captions import caption
 from .controls import mixer_values, picture_settings
 from .generate_parts import GenerateParts, lay_out
 from .messages import drawing, for_programs, said, status, watch
-from .problems import explaining
+from .problems import EACH_CHOICE, explaining
 
 _HISTORY = 60
 """Pictures of a session that stay in view."""
@@ -169,9 +169,8 @@ def _wire_restoring(services: Services, parts: GenerateParts) -> None:
     ]
     quick: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
     place = parts.history_problem
-    explaining(
-        parts.history.select, choose, parts.earlier, [parts.chosen, parts.line], place, **quick
-    )
+    picked = [parts.chosen, parts.line]
+    explaining(parts.history.select, choose, parts.earlier, picked, place, **EACH_CHOICE, **quick)
     for restored in (
         explaining(parts.reuse.click, restore, parts.chosen, form, place, **quick),
         explaining(

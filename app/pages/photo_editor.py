@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from ..photos import MAX_ZOOM, Crop, CroppedPhoto
 from ..services import Services
 from .crop_frame import crop_frame, dragged, framed
-from .problems import explaining
+from .problems import EACH_CHOICE, explaining
 
 if TYPE_CHECKING:
     from .photo_drop import PhotoDrop
@@ -139,11 +139,9 @@ def wire_editor(
     # The browser says which photo is meant, by its frame: an answer that sets another may be late.
     state = [editor.frame, photos_, tiles, key_]
     shown_ = [editor.frame, *editor.crop, editor.caption]
-    # Until the chosen photo is there, what is done would be done to the one before. Each choice is
-    # asked for: one that waits for the answer before would be asked for with that one's index.
+    # Until the chosen photo is there, what is done would be done to the one before.
     tiles.select(None, None, None, js=_WAIT, api_visibility="private")
-    each: dict[str, Any] = {"trigger_mode": "multiple", **quick}
-    shown = explaining(tiles.select, choose, photos_, shown_, problem, **each)
+    shown = explaining(tiles.select, choose, photos_, shown_, problem, **EACH_CHOICE, **quick)
     shown.then(None, None, None, js=_GO_ON, api_visibility="private")
     for slider in editor.crop:
         explaining(

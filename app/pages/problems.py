@@ -20,6 +20,10 @@ from gradio.components import Component
 
 from .messages import sentence, status
 
+EACH_CHOICE: dict[str, Any] = {"trigger_mode": "multiple"}
+"""Options of an event that chooses a picture. By default Gradio drops a choice while the one before
+is not answered, and what is done then is done to another picture than the one that is marked."""
+
 _NOT_DONE = "Not done."
 
 

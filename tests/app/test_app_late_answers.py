@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pytest
 from app_server import LONG, AppServer, choose, chosen, open_tab, unfold, write_random_adapter
 
@@ -109,6 +110,17 @@ def test_values_of_an_axis_stay_until_another_kind_is_chosen(page: Any) -> None:
     assert values.input_value() == "0.2, 0.4"
     choose(page, "#compare-x-kind", "Steps")
     page.wait_for_function("v => v.value == '5, 10, 20'", arg=values.element_handle())
+
+
+def test_each_picture_that_is_chosen_is_asked_for(app_server: AppServer) -> None:
+    blocks = app_server.server.get_blocks()
+    modes = [
+        fn.trigger_mode
+        for fn in blocks.fns.values()
+        for block, event in fn.targets
+        if fn.fn and event == "select" and isinstance(blocks.blocks[block], gr.Gallery)
+    ]
+    assert modes == ["multiple"] * 3
 
 
 def test_opening_a_page_asks_the_server_for_little(visit: Callable[..., Any]) -> None:
