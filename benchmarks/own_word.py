@@ -2,6 +2,11 @@
 
 That is extended textual conditioning (P+, arXiv 2303.09522) on top of another method. Prompts that
 do not name the subject are read as before, so it adds nothing to drift.
+
+A transformer's text goes along with the picture, and what the identifier says reaches the word
+after it, which names the class. In a UNet each layer reads the text anew: there that word gets a
+vector, too, and only values are changed, not keys, so that it is still looked at where the thing is
+(key-locking, arXiv 2305.01644).
 """
 
 from __future__ import annotations
@@ -9,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +22,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from benchmarks.adapting import Adapt, Adapted, Models
 
@@ -51,17 +58,18 @@ def with_own_word(adapt: Adapt, gain: float = 4.0) -> Adapt:
 
 
 class _OwnWord:
-    """Vectors `(readers, width)` for the identifier's tokens."""
+    """Vectors `(readers, places, width)` for the identifier's tokens, and the one after them."""
 
     def __init__(self, models: Models, gain: float) -> None:
         self._gain = gain
         name = next(name for name in ("transformer", "unet") if name in models)
         self._denoiser = models[name]
-        self._readers, width = _readers(self._denoiser)
+        self._readers = _readers(self._denoiser)
+        shape = len(self._readers.modules), self._readers.places, self._readers.width
         device = next(self._denoiser.parameters()).device
-        self.vectors = nn.Parameter(torch.zeros(len(self._readers), width, device=device))
+        self.vectors = nn.Parameter(torch.zeros(shape, device=device))
         self._known: Tensor | None = None
-        self._where: Tensor | None = None
+        self._where: list[Tensor] = []
 
     def save(self, folder: Path) -> None:
         tensors = {"own_word": self.vectors.detach().contiguous()}
@@ -81,7 +89,7 @@ class _OwnWord:
             self._denoiser.register_forward_pre_hook(self._find, with_kwargs=True),
             *(
                 reader.register_forward_pre_hook(partial(self._add, index), with_kwargs=True)
-                for index, reader in enumerate(self._readers)
+                for index, reader in enumerate(self._readers.modules)
             ),
         ]
         with ExitStack() as stack:
@@ -102,22 +110,42 @@ class _OwnWord:
             self._known = torch.cat([*before, *found]).unique(dim=0)
 
     def _find(self, denoiser: Any, args: Any, kwargs: Any) -> None:
-        """Where these are in the denoiser's text, `(batch, tokens)`."""
+        """Where these are in the denoiser's text, `(batch, tokens)`, and where the next one is."""
         text = kwargs[_TEXT].detach() if _TEXT in kwargs else args[2].detach()
         if self._known is not None:
-            self._where = (text[:, :, None] == self._known.to(text.dtype)).all(-1).any(-1)
+            named = (text[:, :, None] == self._known.to(text.dtype)).all(-1).any(-1)
+            after = pad(named, (1, 0))[:, :-1] & ~named
+            self._where = [named, after][: self._readers.places]
 
     def _add(self, index: int, reader: Any, args: Any, kwargs: Any) -> Any:
-        text = kwargs.get(_TEXT)
-        if text is None or self._where is None or not self._where.any():
+        text = kwargs.get(_TEXT) if self._readers.by_keyword else args[0]
+        if text is None or not any(place.any() for place in self._where):
             return None
-        size = text.detach().square().mean(-1, keepdim=True).sqrt()
-        vector = self._gain * size * self.vectors[index].to(text.dtype)
-        return args, {**kwargs, _TEXT: text + vector * self._where[..., None]}
+        size = self._gain * text.detach().square().mean(-1, keepdim=True).sqrt()
+        for vector, place in zip(self.vectors[index].to(text.dtype), self._where, strict=True):
+            text = text + size * vector * place[..., None]
+        return (args, {**kwargs, _TEXT: text}) if self._readers.by_keyword else ((text,), kwargs)
 
 
-def _readers(denoiser: nn.Module) -> tuple[list[nn.Module], int]:
-    """A transformer's blocks, or a UNet's layers of cross-attention, and how wide their text is."""
+@dataclass(frozen=True)
+class _Readers:
+    """What reads the text.
+
+    Attributes:
+        modules: each reads it once.
+        width: of the text, as they read it.
+        places: whose vectors they get: 1 is the identifier's tokens, 2 also the token after them.
+        by_keyword: whether the text comes by its name, or else first.
+    """
+
+    modules: list[nn.Module]
+    width: int
+    places: int
+    by_keyword: bool
+
+
+def _readers(denoiser: nn.Module) -> _Readers:
+    """A transformer's blocks, or the values of a UNet's cross-attention."""
     blocks = [
         block
         for name in ("transformer_blocks", "single_transformer_blocks")
@@ -125,6 +153,7 @@ def _readers(denoiser: nn.Module) -> tuple[list[nn.Module], int]:
     ]
     config: Any = denoiser.config
     if blocks:
-        return blocks, config.num_attention_heads * config.attention_head_dim
-    layers = [layer for name, layer in denoiser.named_modules() if name.endswith(".attn2")]
-    return layers, config.cross_attention_dim
+        width = config.num_attention_heads * config.attention_head_dim
+        return _Readers(blocks, width, places=1, by_keyword=True)
+    values = [layer for name, layer in denoiser.named_modules() if name.endswith("attn2.to_v")]
+    return _Readers(values, config.cross_attention_dim, places=2, by_keyword=False)

@@ -68,4 +68,4 @@ def test_it_learns(parts: tuple[Any, str]) -> None:
         told, sizes = family.encode_prompts([NAMED]), [PhotoSize.whole(16, 16)]
         family.predict(noisy, torch.tensor([500.0]), told, sizes).square().sum().backward()
     assert vectors.grad is not None
-    assert (vectors.grad.norm(dim=1) > 0).all()  # of every block that reads the text
+    assert (vectors.grad.norm(dim=-1) > 0).all()  # of every block that reads the text
