@@ -110,16 +110,17 @@ class _OwnWord:
             self._known = torch.cat([*before, *found]).unique(dim=0)
 
     def _find(self, denoiser: Any, args: Any, kwargs: Any) -> None:
-        """Where these are in the denoiser's text, `(batch, tokens)`, and where the next one is."""
+        """Where these are in the denoiser's text, `(batch, tokens)`, and where the next one is;
+        empty where no prompt names the subject."""
         text = kwargs[_TEXT].detach() if _TEXT in kwargs else args[2].detach()
         if self._known is not None:
             named = (text[:, :, None] == self._known.to(text.dtype)).all(-1).any(-1)
             after = pad(named, (1, 0))[:, :-1] & ~named
-            self._where = [named, after][: self._readers.places]
+            self._where = [named, after][: self._readers.places] if named.any() else []
 
     def _add(self, index: int, reader: Any, args: Any, kwargs: Any) -> Any:
         text = kwargs.get(_TEXT) if self._readers.by_keyword else args[0]
-        if text is None or not any(place.any() for place in self._where):
+        if text is None or not self._where:
             return None
         size = self._gain * text.detach().square().mean(-1, keepdim=True).sqrt()
         for vector, place in zip(self.vectors[index].to(text.dtype), self._where, strict=True):

@@ -324,7 +324,7 @@ def test_a_photo_that_is_chosen_while_another_is_on_its_way_is_the_one_that_is_e
     tiles(page).nth(1).locator("button").click()
     page.locator("#train-crop[inert]").wait_for()
     tiles(page).nth(2).locator("button").click()
-    page.locator("#train-tiles .gallery-item").nth(2).locator("button.selected").wait_for()
+    tiles(page).nth(2).locator("button.selected").wait_for()
     assert page.locator("#train-frame img[alt^='Photo 1,']").is_visible()
     for number in (2, 3):
         answers[number - 1].set()
