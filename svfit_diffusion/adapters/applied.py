@@ -33,6 +33,7 @@ from svfit_diffusion.adapters.weights import (
     refuse_weights_on_disk,
     touched,
 )
+from svfit_diffusion.adapters.words import OwnWords
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,14 @@ class Applied:
     Args:
         model: the model.
         layers: its shifted layers by module path; followed as it changes.
+        words: what its subjects are called, which acts with the shifts.
     """
 
-    def __init__(self, model: nn.Module, layers: Mapping[str, ShiftedLayer]) -> None:
+    def __init__(
+        self, model: nn.Module, layers: Mapping[str, ShiftedLayer], words: OwnWords
+    ) -> None:
         self.model = model
-        self._layers = layers
+        self._layers, self._words = layers, words
         self._places: dict[str, WeightPlace] = {}
         self._patches = Patches(model)
         self._added = AddedShifts(model, layers)
@@ -110,11 +114,8 @@ class Applied:
 
     def see(self, layers: Mapping[str, ShiftedLayer]) -> None:
         """Remember the weights of layers that become known now, those that can be exchanged."""
-        places = {
-            path: WeightPlace(shifted.layer)
-            for path, shifted in layers.items()
-            if not shifted.quantization
-        }
+        plain = {path: shifted for path, shifted in layers.items() if not shifted.quantization}
+        places = {path: WeightPlace(shifted.layer) for path, shifted in plain.items()}
         for place in places.values():
             place.see()
         self._places |= places
@@ -233,7 +234,7 @@ class Applied:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """While shifts are in training: let the model be the base, at no cost."""
-        projections: list[Any] = [*self._patches.live, *self._added.acting]
+        projections: list[Any] = [*self._patches.live, *self._added.acting, self._words]
         for projection in projections:
             projection.paused = True
         try:
@@ -264,8 +265,9 @@ class Applied:
         self._new_weight_last = change.new_weight
         self._patches.put(change.live, self._modules(), None)
         self._added.put(change.added)
+        self._words.put(change.weights)
+        # diffusers' own step after weights were exchanged: offloading keeps references.
         if (change.exchanges or change.in_turn) and hook_registries(self.model):
-            # diffusers' own step after weights were exchanged: offloading keeps references.
             _maybe_remove_and_reapply_group_offloading(self.model)
 
     def restore(self) -> None:

@@ -127,7 +127,7 @@ def collect_adapter(
         AdapterNameError: there is no such adapter.
     """
     check_names(models, [adapter_name])
-    deltas, fingerprints, quantization, sketches = {}, {}, {}, {}
+    deltas, fingerprints, quantization, sketches, words = {}, {}, {}, {}, {}
     for component, injection in injections(models).items():
         if adapter_name in injection.adapter_names:
             shifts = dict(injection.sigma_parameters(adapter_name))
@@ -140,11 +140,13 @@ def collect_adapter(
             sketches[component] = {
                 path: sketch(injection.layers[path].basis, shift) for path, shift in shifts.items()
             }
+            if word := injection.words.of(adapter_name):
+                words[component] = word
             metadata = metadata or injection.metadata.get(adapter_name)
     metadata = metadata or AdapterMetadata()
     if not metadata.fingerprints:
         metadata = replace(metadata, fingerprints=fingerprints, quantization=quantization)
-    return Adapter(deltas, metadata, sketches)
+    return Adapter(deltas, metadata, sketches, words)
 
 
 def without_idle_layers(models: Models, adapter_name: str, adapter: Adapter) -> Adapter:
@@ -163,7 +165,8 @@ def without_idle_layers(models: Models, adapter_name: str, adapter: Adapter) -> 
     found = injections(models)
     left = {c: found[c].fingerprint(adapter_name, paths) for c, paths in deltas.items()}
     sketches = {c: _only(adapter.sketches[c], paths) for c, paths in deltas.items()}
-    return Adapter(deltas, replace(adapter.metadata, fingerprints=left), sketches)
+    metadata = replace(adapter.metadata, fingerprints=left)
+    return replace(adapter, deltas=deltas, metadata=metadata, sketches=sketches)
 
 
 def _only(sketches: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:

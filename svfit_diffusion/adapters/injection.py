@@ -15,6 +15,7 @@ from svfit_diffusion.adapters.registry import Registry
 from svfit_diffusion.adapters.rows import RowLayout, RowOwners
 from svfit_diffusion.adapters.selection import Selection, check_known
 from svfit_diffusion.adapters.targets import shiftable_layers
+from svfit_diffusion.adapters.words import OwnWords
 from svfit_diffusion.errors import AdapterNameError, StateError
 from svfit_diffusion.spectrum.basis import Basis
 
@@ -28,6 +29,7 @@ class Injection(Registry):
 
     Attributes:
         model: the model whose layers are shifted.
+        words: of its adapters' own.
         applied: how their shifts act.
         selection: which adapters act.
     """
@@ -35,7 +37,8 @@ class Injection(Registry):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.applied = Applied(model, self.layers)
+        self.words = OwnWords(model)
+        self.applied = Applied(model, self.layers, self.words)
         self.selection = Selection()
 
     @staticmethod
@@ -108,6 +111,7 @@ class Injection(Registry):
         weights = {n: w for n, w in self.selection.weights.items() if n not in adapter_names}
         self.selection = replace(self.selection, weights=weights)
         self.applied.forget(self._strike(adapter_names))
+        self.words.strike(adapter_names)
         if not self._deltas and Injection.find(self.model) is self:
             delattr(self.model, _ATTRIBUTE)
 
@@ -123,6 +127,8 @@ class Injection(Registry):
 
     @torch.inference_mode(False)
     def _prepared(self, selection: Selection, *, for_good: bool = False) -> Change:
+        if selection.is_fused:
+            self.words.refuse(selection.weights, "fuse adapters")
         return self.applied.prepare(
             selection.effective,
             owners=selection.owners,
@@ -159,6 +165,15 @@ class Injection(Registry):
         if enabled != self.selection.enabled:
             self.select(replace(self.selection, enabled=enabled))
 
+    def parameters(self, adapter_name: str) -> list[nn.Parameter]:
+        """All that is trained of an adapter: its shifts, and the vectors of its word.
+
+        Raises:
+            AdapterNameError: there is no such adapter.
+        """
+        shifts = [shift for _, shift in self.sigma_parameters(adapter_name)]
+        return [*shifts, *self.words.parameters(adapter_name)]
+
     def set_trainable(self, adapter_name: str, trainable: bool) -> None:
         """Thaw an adapter's shifts for training, or freeze them for generating at the base's cost.
 
@@ -167,7 +182,7 @@ class Injection(Registry):
             StateError: adapters are fused, given per prompt, or cannot be trained as layers run.
         """
         self.selection.refuse_change("freeze or thaw an adapter")
-        parameters = {p: p.requires_grad for _, p in self.sigma_parameters(adapter_name)}
+        parameters = {p: p.requires_grad for p in self.parameters(adapter_name)}
         for parameter in parameters:
             parameter.requires_grad_(trainable)
         try:
@@ -215,6 +230,7 @@ class Injection(Registry):
         if not self.selection.enabled:
             raise StateError("adapters are disabled; call enable_svfit() first")
         check_known([name for mix in mixes for name in mix], self._deltas)
+        self.words.refuse([name for mix in mixes for name in mix], "give adapters per prompt")
         before = self.selection
         with self.applied.rows(mixes, layout, is_denoiser=is_denoiser):
             self.selection = replace(before, mixing=True)

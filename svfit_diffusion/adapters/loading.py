@@ -6,17 +6,19 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from svfit_diffusion.adapters.base_weights import base_weights, stored_bases
 from svfit_diffusion.adapters.components import Models, adapter_names, refuse_change
 from svfit_diffusion.adapters.injection import Injection
 from svfit_diffusion.adapters.matching import match_layers
 from svfit_diffusion.adapters.quantised import quantizations_in, spelled
+from svfit_diffusion.adapters.readers import readers_of
 from svfit_diffusion.adapters.targets import shiftable_layers
 from svfit_diffusion.adapters.verification import check_base, check_sketches, with_vectors
 from svfit_diffusion.errors import AdapterNameError, CheckpointError, ConfigError
 from svfit_diffusion.files.adapter import Adapter
+from svfit_diffusion.files.own_word import OwnWord
 from svfit_diffusion.spectrum.basis import Basis
 from svfit_diffusion.spectrum.cache import BaseWeights, fingerprint, load_bases
 
@@ -35,7 +37,8 @@ def only_components(adapter: Adapter, components: Collection[str]) -> Adapter:
         )
     deltas = {c: layers for c, layers in adapter.deltas.items() if c in components}
     sketches = {c: layers for c, layers in adapter.sketches.items() if c in components}
-    return Adapter(deltas, adapter.metadata, sketches)
+    words = {c: word for c, word in adapter.words.items() if c in components}
+    return Adapter(deltas, adapter.metadata, sketches, words)
 
 
 @torch.inference_mode(False)
@@ -105,6 +108,8 @@ def put_adapter(
 def _add(part: _Part, adapter_name: str, *, trainable: bool) -> None:
     kept = {p: b.truncated(part.deltas[p].numel()) for p, b in part.bases.items()}
     part.injection.add_adapter(adapter_name, part.deltas, kept, part.digests, trainable=trainable)
+    if part.word:
+        part.injection.words.add(adapter_name, *part.word, trainable=trainable)
 
 
 @dataclass
@@ -119,6 +124,7 @@ class _Part:
         base: the weights whose basis is not known yet.
         digests: of all weights.
         quantization: of all weights.
+        word: of the adapter's own, and the encoder of the text that it stands in, if it has one.
         bases: of `base`.
     """
 
@@ -129,6 +135,7 @@ class _Part:
     base: BaseWeights
     digests: dict[str, str]
     quantization: str
+    word: tuple[OwnWord, nn.Module] | None
     bases: dict[str, Basis] = field(default_factory=dict)
 
     @property
@@ -175,7 +182,32 @@ def _part(adapter: Adapter, component: str, models: Models) -> _Part:
         [*quantizations_in(base), *(injection.layers[path].quantization for path in known)]
     )
     digests = known | base.digests
-    return _Part(component, injection, deltas, sketches, base, digests, quantization)
+    own = adapter.words.get(component)
+    word = _word(own, models, component) if own else None
+    return _Part(component, injection, deltas, sketches, base, digests, quantization, word)
+
+
+def _word(word: OwnWord, models: Models, component: str) -> tuple[OwnWord, nn.Module]:
+    """A word that a component reads, and what encodes the text that it stands in.
+
+    Raises:
+        CheckpointError: the component does not read such a word, or nothing encodes its text.
+    """
+    try:
+        readers = readers_of(models[component])
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    if tuple(word.vectors.shape) != readers.shape:
+        raise CheckpointError(
+            f"the adapter's word {word.identifier!r} has vectors of {tuple(word.vectors.shape)}, "
+            f"this {component} reads {readers.shape}"
+        )
+    if readers.encoder not in models:
+        raise CheckpointError(
+            f"the adapter has a word of its own, {word.identifier!r}, and the pipeline no "
+            f"{readers.encoder}, which tells where prompts say it: load the pipeline whole"
+        )
+    return word, models[readers.encoder]
 
 
 def _drop_values_without_vectors(part: _Part) -> None:

@@ -12,7 +12,7 @@ from svfit_diffusion.comfyui.patches import Patches, make_patches
 from svfit_diffusion.comfyui.places import ClipPlaces, ModelPlaces
 from svfit_diffusion.comfyui.weights import HostWeights
 from svfit_diffusion.errors import ConfigError, InterchangeError, listed
-from svfit_diffusion.files.adapter import Adapter, read_adapter
+from svfit_diffusion.files.adapter import Adapter, read_adapter, refuse_words
 
 
 def _strength(of: str) -> tuple[str, dict[str, Any]]:
@@ -106,6 +106,7 @@ class LoadSVFitAdapter:
         """
         path = adapter_path(adapter)
         loaded = read_adapter(path)
+        refuse_words(loaded, "load it in ComfyUI")
         sources = (path, path.stat().st_mtime_ns, ignore_base_mismatch)
         encoders = [name for name in loaded.deltas if name.startswith("text_encoder")]
         denoisers = [name for name in loaded.deltas if name not in encoders]

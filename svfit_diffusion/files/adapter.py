@@ -12,6 +12,9 @@ of a vector are left out. In memory every vector is dense.
 `<component>.sketch` `(layers, 4)` float32 holds `spectrum.sketch.sketch` of each of a component's
 layers, in the order of their sorted names, so that loading can tell whether the singular vectors at
 hand are those of the training. Files of format version 1 have none.
+
+Files of format version 3 hold a word of the subject's own, as `own_word` tells; others are written
+as version 2.
 """
 
 from __future__ import annotations
@@ -23,11 +26,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from svfit_diffusion.errors import CheckpointError, listed
+from svfit_diffusion.errors import CheckpointError, InterchangeError, listed
 from svfit_diffusion.files.adapter_tensors import (
     POSITIONS,
     SKETCH,
     VALUES,
+    WORD,
     problems_in,
     split_suffix,
 )
@@ -36,8 +40,10 @@ from svfit_diffusion.files.metadata import (
     FORMAT,
     FORMAT_VERSION,
     READABLE_VERSIONS,
+    WORDS_VERSION,
     AdapterMetadata,
 )
+from svfit_diffusion.files.own_word import OwnWord, words_header, words_in
 from svfit_diffusion.files.reading import read_safetensors
 
 WEIGHTS_NAME = "pytorch_svfit_weights.safetensors"
@@ -66,18 +72,20 @@ class Adapter:
         deltas: shift `(r,)` float32 by module path, per component; r is at most the layer's rank.
         metadata: where it comes from.
         sketches: of the shifts `(4,)` float32 by module path, per component, as far as known.
+        words: the subject's own, per component that reads one.
     """
 
     deltas: dict[str, dict[str, Tensor]]
     metadata: AdapterMetadata
     sketches: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    words: dict[str, OwnWord] = field(default_factory=dict)
 
     @property
     def parameter_count(self) -> int:
-        """Number of values that shift something: all that were trained, or kept by a budget."""
-        return sum(
-            int(delta.count_nonzero()) for paths in self.deltas.values() for delta in paths.values()
-        )
+        """Number of values that do something: all that were trained, or kept by a budget."""
+        values = [delta for paths in self.deltas.values() for delta in paths.values()]
+        values += [word.vectors for word in self.words.values()]
+        return sum(int(own.count_nonzero()) for own in values)
 
 
 def state_dict(adapter: Adapter) -> dict[str, Tensor]:
@@ -96,7 +104,28 @@ def state_dict(adapter: Adapter) -> dict[str, Tensor]:
         published = {_published_path(component, path): s for path, s in sketches.items()}
         rows = [published[path] for path in sorted(published)]
         tensors[component + SKETCH] = torch.stack(rows).float()
-    return tensors
+    return tensors | {component + WORD: word.vectors for component, word in adapter.words.items()}
+
+
+def file_header(adapter: Adapter) -> dict[str, str]:
+    """What an adapter's file says of it."""
+    said = adapter.metadata.to_header()
+    if adapter.words:
+        said["format_version"] = WORDS_VERSION
+    return said | words_header(adapter.words)
+
+
+def refuse_words(adapter: Adapter, what: str) -> None:
+    """Raise `InterchangeError` if an adapter holds a word of its own; `what` completes "cannot …",
+    where only shifts have a place.
+    """
+    if adapter.words:
+        word = next(iter(adapter.words.values()))
+        raise InterchangeError(
+            f"cannot {what}: besides shifts the adapter holds a word of the subject's own, "
+            f"{word.identifier!r}, which has no place there; pipelines load it with "
+            f"load_svfit_weights, or train without train_identifier"
+        )
 
 
 def _packed(name: str, delta: Tensor) -> dict[str, Tensor]:
@@ -125,7 +154,7 @@ def write_adapter(path: Path, adapter: Adapter) -> None:
         StorageError: there is no room or no permission; a file that was there is untouched.
     """
     make_folder(path.parent)
-    write_safetensors(path, state_dict(adapter), adapter.metadata.to_header())
+    write_safetensors(path, state_dict(adapter), file_header(adapter))
 
 
 def read_adapter(path: Path) -> Adapter:
@@ -194,7 +223,12 @@ def parse_adapter(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> A
             # A copy: what is mapped goes when someone else shortens the file.
             dense = _unpacked(values.to(torch.float32, copy=True), index)
             deltas.setdefault(component, {})[path] = dense
-    return Adapter(deltas, AdapterMetadata.from_header(header), _sketches(tensors, deltas))
+    metadata = AdapterMetadata.from_header(header)
+    words = words_in(tensors, header)
+    astray = [component for component in words if component not in deltas]
+    if astray:
+        raise CheckpointError(f"holds a word for {astray[0]}, and no shifts of it")
+    return Adapter(deltas, metadata, _sketches(tensors, deltas), words)
 
 
 def _sketches(

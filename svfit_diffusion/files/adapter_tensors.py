@@ -12,6 +12,7 @@ from torch import Tensor
 VALUES = ".delta"
 POSITIONS = ".index"
 SKETCH = ".sketch"
+WORD = ".word"
 MAX_SHIFT = 65504.0
 """Largest shift that is taken, the largest float16. A shift changes no entry of a weight by more
 than its largest value; weights that can be decomposed are float16s, so beyond that lies no finite
@@ -28,13 +29,16 @@ def problems_in(tensors: Mapping[Any, Any], components: Collection[str]) -> Iter
         layer, suffix = split_suffix(str(name))
         component, _, path = layer.partition(".")
         is_sketch = suffix == SKETCH and not path
+        is_word = suffix == WORD and not path
         is_layer = suffix in (VALUES, POSITIONS) and path
-        if component not in components or not (is_sketch or is_layer):
+        if component not in components or not (is_sketch or is_word or is_layer):
             yield f"unknown key {name!r}"
         elif not isinstance(tensor, Tensor):
             yield f"{name!r} is a {type(tensor).__name__}, expected a tensor"
         elif is_sketch:
             yield from _problems_of_sketch(name, tensor)
+        elif is_word:
+            yield from _problems_of_word(name, tensor)
         elif suffix == POSITIONS:
             yield from _problems_of_index(name, tensor, tensors.get(layer + VALUES))
         elif tensor.dim() != 1 or not tensor.numel() or tensor.dtype not in _FLOATS:
@@ -56,6 +60,15 @@ def _problems_of_sketch(name: str, rows: Tensor) -> Iterator[str]:
         yield f"{name!r} is {tuple(rows.shape)} {rows.dtype}, expected (layers, {_SKETCH_LENGTH})"
     elif not torch.isfinite(rows.float()).all():
         yield f"{name!r} holds NaN or infinite values"
+
+
+def _problems_of_word(name: str, vectors: Tensor) -> Iterator[str]:
+    if vectors.dim() != 3 or not vectors.numel() or vectors.dtype not in _FLOATS:
+        yield (
+            f"{name!r} is {tuple(vectors.shape)} {vectors.dtype}, expected (readers, places, width)"
+        )
+    else:
+        yield from _problems_of_values(name, vectors)
 
 
 def _problems_of_index(name: str, index: Tensor, values: Any) -> Iterator[str]:

@@ -13,7 +13,9 @@ from svfit_diffusion.files.json_text import MAX_CHARACTERS, parse_json
 
 FORMAT = "svfit"
 FORMAT_VERSION = "2"
-READABLE_VERSIONS = ("1", "2")
+WORDS_VERSION = "3"
+"""Of files that hold a word of the subject's own, which readers of earlier ones must not miss."""
+READABLE_VERSIONS = ("1", FORMAT_VERSION, WORDS_VERSION)
 _OBJECTS_OF_TEXT = ("fingerprints", "quantization", "rank", "target", "versions")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from svfit_diffusion.adapters.sources import AdapterSource
 from svfit_diffusion.errors import BaseMismatchError, InterchangeError
-from svfit_diffusion.files.adapter import Adapter
+from svfit_diffusion.files.adapter import Adapter, refuse_words
 from svfit_diffusion.files.metadata import AdapterMetadata, package_versions
 from svfit_diffusion.interchange.based import adapter_of
 from svfit_diffusion.interchange.truncation import Truncation, truncation
@@ -47,6 +47,8 @@ def merge_adapters(weighted: Sequence[tuple[Adapter | AdapterSource, float]]) ->
     if not parts:
         raise InterchangeError("no adapters to merge: give pairs of an adapter and its strength")
     adapters = [adapter for adapter, _ in parts]
+    for adapter in adapters:
+        refuse_words(adapter, "merge adapters")
     deltas = _sums([(weight, adapter.deltas) for adapter, weight in parts])
     sketches = _sums([(weight, adapter.sketches) for adapter, weight in parts])
     unknown = {c for a in adapters for c in a.deltas if a.deltas[c].keys() != _paths(a.sketches, c)}

@@ -9,7 +9,7 @@ import torch
 
 from svfit_diffusion.adapters.components import models_of
 from svfit_diffusion.adapters.sources import AdapterSource
-from svfit_diffusion.files.adapter import Adapter
+from svfit_diffusion.files.adapter import Adapter, refuse_words
 from svfit_diffusion.files.atomic import write_safetensors
 from svfit_diffusion.interchange.based import adapter_of, based, refuse_existing
 from svfit_diffusion.interchange.export import Export, check_dtype
@@ -50,6 +50,7 @@ def export_dense(
     refuse_existing(path, overwrite)
     check_dtype(dtype)
     adapter, base = adapter_of(adapter), Base.of(pipe)
+    refuse_words(adapter, "export changes of weights")
     cpu = torch.device("cpu")
     with based(models_of(pipe), adapter, ignore_base_mismatch) as layers:
         whole = truncation({name: layer.delta for name, layer in layers.items()}, None, None)

@@ -11,7 +11,7 @@ from torch import Tensor
 from svfit_diffusion.adapters.components import models_of
 from svfit_diffusion.adapters.sources import AdapterSource
 from svfit_diffusion.errors import InterchangeError
-from svfit_diffusion.files.adapter import Adapter
+from svfit_diffusion.files.adapter import Adapter, refuse_words
 from svfit_diffusion.files.atomic import write_safetensors
 from svfit_diffusion.interchange.based import adapter_of, based, refuse_existing
 from svfit_diffusion.interchange.checking import check_reading
@@ -81,6 +81,7 @@ def export_lora(
     if format not in ("auto", "kohya", "peft"):
         raise InterchangeError(f'format must be "auto", "kohya" or "peft", got {format!r}')
     adapter, base = adapter_of(adapter), Base.of(pipe)
+    refuse_words(adapter, "export a LoRA")
     with based(models_of(pipe), adapter, ignore_base_mismatch) as layers:
         choice = truncation({name: layer.delta for name, layer in layers.items()}, rank, error)
         kept = {

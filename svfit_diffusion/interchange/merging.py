@@ -19,7 +19,7 @@ from svfit_diffusion.adapters.injection import Injection
 from svfit_diffusion.adapters.sources import AdapterSource
 from svfit_diffusion.adapters.strengths import Weight, in_component, strengths
 from svfit_diffusion.errors import InterchangeError
-from svfit_diffusion.files.adapter import Adapter
+from svfit_diffusion.files.adapter import Adapter, refuse_words
 from svfit_diffusion.interchange.based import adapter_of, lent
 from svfit_diffusion.interchange.export import check_dtype
 from svfit_diffusion.interchange.hollow import hollow
@@ -99,6 +99,8 @@ def merging(
     pairs = _pairs(weighted)
     factors = strengths(pairs, [strength for _, strength in pairs])
     adapters = [adapter_of(source) for source, _ in pairs]
+    for adapter in adapters:
+        refuse_words(adapter, "merge it into weights")
     models, shiftable = _models(pipe), models_of(pipe)
     for component, model in models.items():
         _refuse_foreign_weights(component, model, component in shiftable)

@@ -21,7 +21,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor
 
 from svfit_diffusion.errors import CheckpointError, ConfigError, InterchangeError, clipped, listed
-from svfit_diffusion.files.adapter import Adapter
+from svfit_diffusion.files.adapter import Adapter, refuse_words
 from svfit_diffusion.files.atomic import make_folder, save_safetensors, write_folder_atomically
 from svfit_diffusion.files.json_text import parse_json
 from svfit_diffusion.files.metadata import AdapterMetadata, package_versions
@@ -54,6 +54,7 @@ def write_peft_adapter(adapter: Adapter, folder: Path, *, overwrite: bool = Fals
         InterchangeError: one is there, or the adapter's settings under PEFT cannot be used.
         StorageError: there is no room or no permission.
     """
+    refuse_words(adapter, "write it for PEFT")
     folders = {component: folder / component for component in adapter.deltas}
     for path in folders.values():
         if path.exists() and not overwrite:

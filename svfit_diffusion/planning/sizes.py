@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import safetensors.torch
 import torch
 
-from svfit_diffusion.files.adapter import Adapter, state_dict
+from svfit_diffusion.files.adapter import Adapter, file_header, state_dict
 from svfit_diffusion.spectrum.basis_file import basis_bytes
 from svfit_diffusion.spectrum.sketch import PROBES
 from svfit_diffusion.training.config import TrainingConfig
@@ -39,7 +39,7 @@ def adapter_bytes(config: TrainingConfig, rank: str, layers: PlannedLayers) -> i
     digests = dict.fromkeys(layers, _DIGEST)
     metadata = adapter_metadata(config, rank, digests, {}, seed, config.instance_prompt)
     adapter = Adapter(deltas, metadata, sketches)
-    return len(safetensors.torch.save(state_dict(adapter), metadata.to_header()))
+    return len(safetensors.torch.save(state_dict(adapter), file_header(adapter)))
 
 
 def _kept(rank: int, share: float) -> torch.Tensor:

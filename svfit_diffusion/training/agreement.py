@@ -39,6 +39,8 @@ def check_together(settings: Mapping[str, Any]) -> None:
     for name in ("shard_base", "group_offload"):
         if settings[name]:
             _check_in_parts(name, settings)
+    if settings["train_identifier"] is not None:
+        _check_identifier(settings["train_identifier"], settings)
     if settings["optimizer"] == "prodigy":
         _check_prodigy(settings["learning_rate"], settings["text_encoder_lr"], settings["scale_lr"])
     _check_folders(settings)
@@ -59,6 +61,22 @@ def _check_in_parts(setting: str, settings: Mapping[str, Any]) -> None:
             f"a denoiser in parts ({setting}) draws no pictures: leave out validation_prompt, and "
             f"draw with the adapter afterwards"
         )
+
+
+def _check_identifier(identifier: str, settings: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` if a word of the subject's own does not go with other settings."""
+    if not identifier.strip():
+        raise ConfigError("train_identifier is empty: give a word such as 'sks', or leave it out")
+    for name in ("shard_base", "group_offload"):
+        if settings[name]:
+            raise ConfigError(f"train_identifier does not go with {name}: give one of them")
+    for name in ("with_base_prior", "aspect_buckets"):
+        # A word's places are those of the denoiser's latest call when its blocks compute anew.
+        if settings["gradient_checkpointing"] and settings[name]:
+            raise ConfigError(
+                f"train_identifier does not go with gradient_checkpointing and {name} together: "
+                f"leave out one of the three"
+            )
 
 
 def check_common(name: str, own: Mapping[str, Any], common: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from svfit_diffusion.adapters.readers import readers_of
 from svfit_diffusion.errors import ConfigError
 from svfit_diffusion.families import Family
 from svfit_diffusion.training.config import TrainingConfig
@@ -35,6 +36,8 @@ def check_fit(
             f"text_encoder_lr {config.text_encoder_lr:g} is for a text encoder, and none of this "
             f"{type(family.pipe).__name__} is trained; leave it out, or add train_text_encoder"
         )
+    if config.train_identifier is not None:
+        readers_of(family.model)
     family.noise_process(config.noise)
     training_resolution(family, config.resolution)
     check_references(family, edits, config.with_prior_preservation)

@@ -61,9 +61,7 @@ class TrainingConfig:
         "cover such as 0.99; 1.0 trains all. Default: all, of very wide weights the leading ones.",
     )
     budget: int | None = setting(
-        None,
-        "Keep only this many of them, the most useful over the whole model, and zero the others on "
-        "the way; default: keep all.",
+        None, "Keep only this many of them, the most useful of the whole model; default: all."
     )
     target: list[str] = setting(  # noqa: RUF009
         ["attention"],
@@ -75,6 +73,11 @@ class TrainingConfig:
         "Also train the singular values of the CLIP text encoders' attention, which gives the "
         "identifier a meaning; default: where the base model has no other text encoder (Stable "
         "Diffusion, SDXL). --no_train_text_encoder needs less memory.",
+    )
+    train_identifier: str | None = setting(
+        None,
+        "Also learn a vector for each layer that reads the text, where prompts say this word, such "
+        "as 'sks': more like the subject at less drift, and less true to the rest of the prompt.",
     )
 
     # Prior preservation
@@ -129,9 +132,7 @@ class TrainingConfig:
         False, "Keep what is encoded in a folder in output_dir meanwhile, not in memory."
     )
     offload: bool = setting(
-        False,
-        "Have text encoders, autoencoder and denoiser on the device one after the other, never "
-        "together.",
+        False, "Have text encoders, autoencoder and denoiser on the device each in its turn."
     )
     group_offload: bool = setting(
         False, "Have on the device no more than some blocks of the denoiser; nothing is drawn then."

@@ -28,6 +28,7 @@ from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.launch import check_accelerator
 from svfit_diffusion.training.machine import check_machine
 from svfit_diffusion.training.objective import BasePrior, Objective
+from svfit_diffusion.training.own_word import check_said
 from svfit_diffusion.training.photo_set import photo_sets
 from svfit_diffusion.training.photos import Photo, find_photos
 from svfit_diffusion.training.preview import Preview
@@ -79,6 +80,8 @@ class Preparation:
         check_machine(config)
         found = find_photos(Path(config.instance_data_dir), config.instance_prompt)
         photos = found.photos
+        if config.train_identifier is not None:
+            check_said(config.train_identifier, photos, config.class_prompt)
         self.accelerator = accelerator or make_accelerator(config)
         check_accelerator(self.accelerator)
         self._show_progress = show_progress and self.accelerator.is_local_main_process
@@ -98,10 +101,8 @@ class Preparation:
         self.total_steps = self._total_steps(sum(photo.repeats for photo in photos))
         with contextlib.ExitStack() as undo:
             self.subject = self.stage.put_on(name, undo)
-            parameters = self.subject.parameters()
-            self.pruner = (
-                Pruner(parameters, config.budget, self.total_steps) if config.budget else None
-            )
+            parameters, shifts = self.subject.parameters(), self.subject.shifts()
+            self.pruner = Pruner(shifts, config.budget, self.total_steps) if config.budget else None
             self.average = EMAModel(parameters, decay=config.ema_decay) if config.use_ema else None
             self.preview = Preview(
                 self.stage.family,

@@ -9,12 +9,14 @@ import torch
 from accelerate import Accelerator
 
 from svfit_diffusion.adapters.rows import RowOwners
+from svfit_diffusion.errors import ConfigError
 from svfit_diffusion.families import family_of
 from svfit_diffusion.training import checks
 from svfit_diffusion.training.base import load_base, load_quantised_base
 from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.freezing import PRECISIONS, freeze
 from svfit_diffusion.training.layers import layers_to_train, models_to_train, rank_to_train
+from svfit_diffusion.training.own_word import new_word
 from svfit_diffusion.training.placement import Placement
 from svfit_diffusion.training.processes import main_first
 from svfit_diffusion.training.sharding import check_in_parts, put_in_parts
@@ -64,6 +66,11 @@ class Stage:
         self.seconds: dict[str, float] = {}
         if config.in_parts:
             check_in_parts(accelerator, config.shard_base, config.group_offload, several=several)
+        if several and config.train_identifier is not None:
+            raise ConfigError(
+                "train_identifier is for one subject at a time: train each by itself, or leave it "
+                "out"
+            )
         trained = self._told_by_configurations(edits) if pipe is None else None
         with timed(self.seconds, "loading"):
             self.family = family_of(self._loaded() if pipe is None else pipe)
@@ -119,6 +126,7 @@ class Stage:
 
     def put_on(self, name: str, undo: contextlib.ExitStack) -> Subject:
         """An adapter to train; `undo` takes it off again."""
+        identifier = self._config.train_identifier
         with timed(self.seconds, "singular vectors"), main_first(self._accelerator):
             # The main process fills the cache; the others find the basis there.
             subject = Subject(
@@ -128,6 +136,7 @@ class Stage:
                 show_progress=self._show_progress,
                 name=name,
                 owners=self.owners,
+                word=new_word(self.family, identifier) if identifier is not None else None,
             )
         undo.callback(subject.withdraw)
         return subject

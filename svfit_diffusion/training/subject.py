@@ -15,6 +15,7 @@ from svfit_diffusion.adapters.inject import inject, inject_beside
 from svfit_diffusion.adapters.injection import Injection
 from svfit_diffusion.adapters.rows import RowOwners
 from svfit_diffusion.errors import AdapterNameError
+from svfit_diffusion.files.own_word import OwnWord
 
 ADAPTER_NAME = "subject"
 
@@ -31,6 +32,7 @@ class Subject:
         name: of the adapter.
         owners: whose rows are whose, if others are trained in the same pass; they have the same
             rank and targets, and share what is kept of the basis.
+        word: of the subject's own, for the first of the models, and the encoder of its text.
 
     Raises:
         AdapterNameError: one of that name is there already.
@@ -51,6 +53,7 @@ class Subject:
         show_progress: bool,
         name: str = ADAPTER_NAME,
         owners: RowOwners | None = None,
+        word: tuple[OwnWord, nn.Module] | None = None,
     ) -> None:
         if name in components.adapter_names(models):
             raise AdapterNameError(
@@ -66,6 +69,10 @@ class Subject:
                     inject_beside(model, others[0], name)
                 else:
                     inject(model, config, name, show_progress=show_progress, device=device)
+            if word:
+                denoiser = Injection.of(next(iter(models.values())))
+                denoiser.words.add(name, *word, trainable=True)
+                denoiser.select(denoiser.selection)
         except BaseException:
             self.withdraw()
             raise
@@ -92,12 +99,20 @@ class Subject:
         return {component: kind for component, kind in found.items() if kind}
 
     def parameters(self, component: str | None = None) -> list[nn.Parameter]:
-        """Every trained shift, or those of one component."""
+        """All that is trained, or what is of one component: shifts, and the vectors of a word."""
         return [
             parameter
             for name, injection in self.injections.items()
             if component in (None, name)
-            for _, parameter in injection.sigma_parameters(self.name)
+            for parameter in injection.parameters(self.name)
+        ]
+
+    def shifts(self) -> list[nn.Parameter]:
+        """Every trained shift."""
+        return [
+            shift
+            for injection in self.injections.values()
+            for _, shift in injection.sigma_parameters(self.name)
         ]
 
     def set_trainable(self, trainable: bool) -> None:
@@ -135,7 +150,7 @@ class Subject:
 
     def drift(self) -> float:
         """`‖δ‖ / ‖σ⁰‖` over all trained singular values."""
-        norms: Any = torch._foreach_norm([p.detach() for p in self.parameters()])
+        norms: Any = torch._foreach_norm([p.detach() for p in self.shifts()])
         # Together to where the first is, so that a GPU is waited for once.
         here = [norm.to(norms[0].device) for norm in norms]
         return float(torch.stack(here).norm()) / self._sigma_norm

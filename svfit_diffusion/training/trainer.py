@@ -169,7 +169,7 @@ class Trainer:
         return self.stepper.step
 
     def sigma_parameters(self) -> list[nn.Parameter]:
-        """Every trained shift, `(r,)` float32."""
+        """Every trained shift, `(r,)` float32, and the vectors of a word of the subject's own."""
         return self.subject.parameters()
 
     def steps(self) -> Iterator[StepRecord]:

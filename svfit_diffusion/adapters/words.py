@@ -1,0 +1,192 @@
+"""Words of subjects' own: where a prompt names one, each layer that reads the text reads a trained
+vector beside it.
+
+That is extended textual conditioning (P+, arXiv 2303.09522) next to shifts. Prompts that do not
+name the subject are read as before. No weight can hold it, so it acts by hooks, as long as the
+adapter does.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from svfit_diffusion.adapters.readers import Readers, readers_of, text_in, with_text
+from svfit_diffusion.adapters.texts import SeenTexts, places_of
+from svfit_diffusion.errors import StateError
+from svfit_diffusion.files.own_word import OwnWord
+
+GAIN = 4.0
+"""What a vector of ones adds, in sizes of the text: so large that words learn at σ's rates."""
+
+_Acting = list[tuple[float, nn.Parameter, Tensor]]
+"""Strength and vectors of each word that a text says, and where: `(places, batch, tokens)`."""
+
+
+class OwnWords:
+    """The words of the adapters on one denoiser.
+
+    Args:
+        model: the denoiser, or another model, which has none.
+
+    Attributes:
+        paused: whether none acts for a while.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._words: dict[str, _Word] = {}
+        self._texts: SeenTexts | None = None
+        self._hooks: list[Any] = []
+        self._hooked: list[nn.Module] = []
+        self._weights: dict[str, float] = {}
+        # What the texts of the call say that a thread is in; the last of all is for a backward
+        # pass that computes anew, perhaps in a thread of its own.
+        self._acting: dict[int, _Acting] = {}
+        self._latest: _Acting = []
+        self.paused = False
+
+    def add(
+        self, adapter_name: str, word: OwnWord, encoder: nn.Module, *, trainable: bool = False
+    ) -> None:
+        """Add an adapter's word; it acts once it is `put`.
+
+        Args:
+            adapter_name: of the adapter.
+            word: of this model's `readers.Readers.shape`.
+            encoder: makes the text that the model reads.
+            trainable: whether its vectors require gradients.
+        """
+        assert tuple(word.vectors.shape) == readers_of(self._model).shape
+        vectors = nn.Parameter(word.vectors.detach().float().clone(), requires_grad=trainable)
+        self._words[adapter_name] = _Word(word.identifier, word.tokens, vectors)
+        self._texts = self._texts or SeenTexts(encoder)
+
+    def strike(self, adapter_names: Iterable[str]) -> None:
+        """Forget the words of adapters that no longer act."""
+        for name in adapter_names:
+            self._words.pop(name, None)
+            self._weights.pop(name, None)
+        if not self._words and self._texts:
+            self._texts.close()
+            self._texts = None
+
+    def of(self, adapter_name: str) -> OwnWord | None:
+        """An adapter's word as it is now, on the CPU."""
+        word = self._words.get(adapter_name)
+        if word is None:
+            return None
+        vectors = word.vectors.detach().to("cpu", copy=True)
+        return OwnWord(word.identifier, word.tokens, vectors)
+
+    def parameters(self, adapter_name: str) -> list[nn.Parameter]:
+        """The vectors of an adapter's word, if it has one."""
+        return [self._words[adapter_name].vectors] if adapter_name in self._words else []
+
+    def refuse(self, adapter_names: Collection[str], what: str) -> None:
+        """Raise `StateError` if one of some adapters has a word; `what` completes "cannot …"."""
+        for name in adapter_names:
+            if name in self._words:
+                raise StateError(
+                    f"cannot {what}: adapter {name!r} has a word of its own, "
+                    f"{self._words[name].identifier!r}, which no weights hold; set it with "
+                    f"set_svfit_adapters"
+                )
+
+    def put(self, weights: Mapping[str, float]) -> None:
+        """Let the words of exactly these adapters act, each as strongly as its adapter."""
+        self._weights = {n: w for n, w in weights.items() if w != 0 and n in self._words}
+        self._unhook()
+        if self._weights:
+            self._hook()
+
+    def _hook(self) -> None:
+        readers = readers_of(self._model)
+        self._hooked = self._modules(readers)
+        self._hooks = [
+            self._model.register_forward_pre_hook(self._find, with_kwargs=True),
+            self._model.register_forward_hook(self._leave, always_call=True),
+            *(
+                module.register_forward_pre_hook(
+                    functools.partial(self._add, index), with_kwargs=True
+                )
+                for index, module in enumerate(self._hooked)
+            ),
+        ]
+
+    def _unhook(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._hooked = [], []
+        self._acting, self._latest = {}, []
+
+    def _modules(self, readers: Readers) -> list[nn.Module]:
+        return [self._model.get_submodule(path) for path in readers.paths]
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _find(self, model: Any, args: Any, kwargs: Any) -> None:
+        """See what the texts of a call say, before it begins."""
+        readers = readers_of(self._model)
+        self._check(readers)
+        acting: _Acting = []
+        text = None if self.paused else text_in(model, args, kwargs)
+        if text is not None:
+            assert self._texts is not None
+            tokens = self._texts.tokens_of(text)
+            if tokens is None:
+                names = ", ".join(map(repr, self._weights))
+                raise StateError(
+                    f"the text did not come from the pipeline's {readers.encoder} as it is, or was "
+                    f"made before the adapter was loaded, so that nobody can tell where it names "
+                    f"the subject, and adapter {names} has a word of its own: give prompts, or "
+                    f"embeddings of pipe.encode_prompt; no weighted prompts, and no clip_skip"
+                )
+            for name, weight in self._weights.items():
+                word = self._words[name]
+                said = places_of(word.tokens, tokens).to(text.device)
+                if bool(said.any()):
+                    after = said.roll(1, 1) & ~said
+                    places = torch.stack([said, after][: readers.places])
+                    acting.append((weight, word.vectors, places))
+        self._acting[threading.get_ident()] = self._latest = acting
+
+    def _check(self, readers: Readers) -> None:
+        """Raise `StateError` if a reader is no longer run; follow those that were wrapped."""
+        now = self._modules(readers)
+        if now != self._hooked:  # a LoRA has been loaded or taken off
+            self._unhook()
+            self._hook()
+        for path in readers.paths:
+            attention = self._model.get_submodule(path.rpartition(".")[0])
+            if getattr(attention, "fused_projections", False):
+                self.refuse(list(self._weights), "draw with fused projections")
+
+    def _leave(self, model: Any, args: Any, output: Any) -> None:
+        self._acting.pop(threading.get_ident(), None)
+
+    def _add(self, index: int, reader: Any, args: Any, kwargs: Any) -> Any:
+        acting = self._acting.get(threading.get_ident(), self._latest)
+        text = text_in(reader, args, kwargs) if acting else None
+        if text is None:
+            return None
+        size = GAIN * text.detach().square().mean(-1, keepdim=True).sqrt()
+        for weight, vectors, places in acting:
+            own = vectors[index].to(text.device, text.dtype)
+            for vector, place in zip(own, places, strict=True):
+                text = text + weight * size * vector * place[..., None]
+        return with_text(reader, args, kwargs, text)
+
+
+@dataclass(frozen=True)
+class _Word:
+    """A word as it lies on a model; attributes as `OwnWord`'s."""
+
+    identifier: str
+    tokens: tuple[int, ...]
+    vectors: nn.Parameter

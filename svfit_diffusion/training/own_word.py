@@ -1,0 +1,54 @@
+"""A word of the subject's own, to be trained beside its shifts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from svfit_diffusion.adapters.readers import readers_of
+from svfit_diffusion.errors import ConfigError, DataError
+from svfit_diffusion.families import Family
+from svfit_diffusion.files.own_word import OwnWord
+from svfit_diffusion.training.photos import Photo
+
+
+def new_word(family: Family, identifier: str) -> tuple[OwnWord, nn.Module]:
+    """A word that changes nothing yet, and the encoder of the text that it stands in.
+
+    Args:
+        family: of the base.
+        identifier: what prompts call the subject.
+
+    Raises:
+        ConfigError: the base has no place for it, or its tokenizer does not know the identifier.
+    """
+    readers = readers_of(family.model)
+    tokenizer = getattr(family.pipe, readers.encoder.replace("text_encoder", "tokenizer"))
+    tokens = tuple(tokenizer(identifier, add_special_tokens=False).input_ids)
+    if not tokens or tokenizer.unk_token_id in tokens:
+        raise ConfigError(
+            f"the base model's tokenizer does not know train_identifier {identifier!r}: take "
+            f"another word, such as 'sks'"
+        )
+    return OwnWord(identifier, tokens, torch.zeros(readers.shape)), family.encoders[readers.encoder]
+
+
+def check_said(identifier: str, photos: Sequence[Photo], class_prompt: str | None) -> None:
+    """Make sure that photos' prompts say the identifier, and that the class prompt does not.
+
+    Raises:
+        DataError: no photo's prompt does.
+        ConfigError: the class prompt does.
+    """
+    if identifier in (class_prompt or ""):
+        raise ConfigError(
+            f"class_prompt {class_prompt!r} says train_identifier {identifier!r}, which is the "
+            f"subject's alone: name the class without it, such as 'a photo of a dog'"
+        )
+    if not any(identifier in photo.prompt for photo in photos):
+        raise DataError(
+            f"no photo's prompt says train_identifier {identifier!r}, the first is "
+            f"{photos[0].prompt!r}: give an instance_prompt such as 'a photo of {identifier} dog'"
+        )
