@@ -53,6 +53,10 @@ def _go_on(step: int) -> None:
     """Steps are the optimizer's alone."""
 
 
+def _as_strong(strength: float) -> None:
+    """All that was learned is in the weights."""
+
+
 @dataclass(frozen=True)
 class Own:
     """What training offers to SVFit alone.
@@ -85,6 +89,7 @@ class Adapted:
         after_step: what the method does after each optimizer step.
         own: if it is SVFit.
         attached: while what is beside the models' weights acts in the pipeline that they are in.
+        strengthen: lets that act at a strength; weights are on a line of their own.
     """
 
     parameters: list[nn.Parameter]
@@ -93,6 +98,7 @@ class Adapted:
     after_step: AfterStep = _go_on
     own: Own | None = None
     attached: Callable[[Any], AbstractContextManager[None]] = nullcontext
+    strengthen: Callable[[float], None] = _as_strong
 
     def file_bytes(self) -> int:
         """Size of what `save` writes."""

@@ -114,6 +114,7 @@ class Bench:
         strengths: dict[str, Row] = {}
         for strength in STRENGTHS if adapted.parameters else STRENGTHS[-1:]:
             line.put(strength)
+            adapted.strengthen(strength)
             strengths[str(strength)], images = self._judge.judge(pipe, subject, cell.seed)
         return {
             **strengths[str(STRENGTHS[-1])],

@@ -109,7 +109,7 @@ def _add(part: _Part, adapter_name: str, *, trainable: bool) -> None:
     kept = {p: b.truncated(part.deltas[p].numel()) for p, b in part.bases.items()}
     part.injection.add_adapter(adapter_name, part.deltas, kept, part.digests, trainable=trainable)
     if part.word:
-        part.injection.words.add(adapter_name, *part.word, trainable=trainable)
+        part.injection.words.add(adapter_name, *part.word)
 
 
 @dataclass

@@ -184,10 +184,11 @@ _FUSED = (
 def _fused_parts(module: nn.Module) -> set[str]:
     """Those projections of an attention module, of which it runs a fused copy instead."""
     fused = fused_projections(module)
-    return {part for parts in fused.values() for part in parts if _runs_fused(module)}
+    return {part for parts in fused.values() for part in parts if runs_fused(module)}
 
 
-def _runs_fused(attention: Any) -> bool:
+def runs_fused(attention: Any) -> bool:
+    """Whether an attention module runs query, key and value fused, by a copy."""
     if hasattr(attention, "unfuse_projections"):
         return bool(getattr(attention, "fused_projections", False))
     # The older attention module keeps its flag when it is unfused; its processor tells.

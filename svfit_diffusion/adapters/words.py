@@ -11,21 +11,22 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from svfit_diffusion.adapters.patches import runs_fused
 from svfit_diffusion.adapters.readers import Readers, readers_of, text_in, with_text
 from svfit_diffusion.adapters.texts import SeenTexts, places_of
 from svfit_diffusion.errors import StateError
 from svfit_diffusion.files.own_word import OwnWord
 
 GAIN = 4.0
-"""What a vector of ones adds, in sizes of the text: so large that words learn at σ's rates."""
+"""That of adapters: so large that words learn at σ's rates."""
 
-_Acting = list[tuple[float, nn.Parameter, Tensor]]
+_Acting = list[tuple[float, Tensor, Tensor]]
 """Strength and vectors of each word that a text says, and where: `(places, batch, tokens)`."""
 
 
@@ -34,14 +35,16 @@ class OwnWords:
 
     Args:
         model: the denoiser, or another model, which has none.
+        gain: what a vector of ones adds, in sizes of the text.
 
     Attributes:
         paused: whether none acts for a while.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, gain: float = GAIN) -> None:
         self._model = model
-        self._words: dict[str, _Word] = {}
+        self._gain = gain
+        self._words: dict[str, OwnWord] = {}
         self._texts: SeenTexts | None = None
         self._hooks: list[Any] = []
         self._hooked: list[nn.Module] = []
@@ -52,20 +55,16 @@ class OwnWords:
         self._latest: _Acting = []
         self.paused = False
 
-    def add(
-        self, adapter_name: str, word: OwnWord, encoder: nn.Module, *, trainable: bool = False
-    ) -> None:
+    def add(self, adapter_name: str, word: OwnWord, encoder: nn.Module) -> None:
         """Add an adapter's word; it acts once it is `put`.
 
         Args:
             adapter_name: of the adapter.
-            word: of this model's `readers.Readers.shape`.
+            word: of this model's `readers.Readers.shape`; a parameter's values are followed.
             encoder: makes the text that the model reads.
-            trainable: whether its vectors require gradients.
         """
         assert tuple(word.vectors.shape) == readers_of(self._model).shape
-        vectors = nn.Parameter(word.vectors.detach().float().clone(), requires_grad=trainable)
-        self._words[adapter_name] = _Word(word.identifier, word.tokens, vectors)
+        self._words[adapter_name] = word
         self._texts = self._texts or SeenTexts(encoder)
 
     def strike(self, adapter_names: Iterable[str]) -> None:
@@ -82,12 +81,12 @@ class OwnWords:
         word = self._words.get(adapter_name)
         if word is None:
             return None
-        vectors = word.vectors.detach().to("cpu", copy=True)
-        return OwnWord(word.identifier, word.tokens, vectors)
+        return replace(word, vectors=word.vectors.detach().to("cpu", copy=True))
 
     def parameters(self, adapter_name: str) -> list[nn.Parameter]:
         """The vectors of an adapter's word, if it has one."""
-        return [self._words[adapter_name].vectors] if adapter_name in self._words else []
+        words = [self._words[adapter_name]] if adapter_name in self._words else []
+        return [word.vectors for word in words if isinstance(word.vectors, nn.Parameter)]
 
     def refuse(self, adapter_names: Collection[str], what: str) -> None:
         """Raise `StateError` if one of some adapters has a word; `what` completes "cannot …"."""
@@ -148,7 +147,7 @@ class OwnWords:
                     f"embeddings of pipe.encode_prompt; no weighted prompts, and no clip_skip"
                 )
             for name, weight in self._weights.items():
-                word = self._words[name]
+                word = self._beside(name, text)
                 said = places_of(word.tokens, tokens).to(text.device)
                 if bool(said.any()):
                     after = said.roll(1, 1) & ~said
@@ -156,16 +155,23 @@ class OwnWords:
                     acting.append((weight, word.vectors, places))
         self._acting[threading.get_ident()] = self._latest = acting
 
+    def _beside(self, adapter_name: str, text: Tensor) -> OwnWord:
+        """A word where a text lies, kept there unless it is in training."""
+        word = self._words[adapter_name]
+        if not isinstance(word.vectors, nn.Parameter):
+            word = replace(word, vectors=word.vectors.to(text.device))
+            self._words[adapter_name] = word
+        return word
+
     def _check(self, readers: Readers) -> None:
         """Raise `StateError` if a reader is no longer run; follow those that were wrapped."""
         now = self._modules(readers)
         if now != self._hooked:  # a LoRA has been loaded or taken off
             self._unhook()
             self._hook()
-        for path in readers.paths:
-            attention = self._model.get_submodule(path.rpartition(".")[0])
-            if getattr(attention, "fused_projections", False):
-                self.refuse(list(self._weights), "draw with fused projections")
+        parents = [self._model.get_submodule(path.rpartition(".")[0]) for path in readers.paths]
+        if any(hasattr(parent, "processor") and runs_fused(parent) for parent in parents):
+            self.refuse(list(self._weights), "draw with fused projections")
 
     def _leave(self, model: Any, args: Any, output: Any) -> None:
         self._acting.pop(threading.get_ident(), None)
@@ -175,18 +181,9 @@ class OwnWords:
         text = text_in(reader, args, kwargs) if acting else None
         if text is None:
             return None
-        size = GAIN * text.detach().square().mean(-1, keepdim=True).sqrt()
+        size = self._gain * text.detach().square().mean(-1, keepdim=True).sqrt()
         for weight, vectors, places in acting:
             own = vectors[index].to(text.device, text.dtype)
             for vector, place in zip(own, places, strict=True):
                 text = text + weight * size * vector * place[..., None]
         return with_text(reader, args, kwargs, text)
-
-
-@dataclass(frozen=True)
-class _Word:
-    """A word as it lies on a model; attributes as `OwnWord`'s."""
-
-    identifier: str
-    tokens: tuple[int, ...]
-    vectors: nn.Parameter

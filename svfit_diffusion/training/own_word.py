@@ -32,7 +32,8 @@ def new_word(family: Family, identifier: str) -> tuple[OwnWord, nn.Module]:
             f"the base model's tokenizer does not know train_identifier {identifier!r}: take "
             f"another word, such as 'sks'"
         )
-    return OwnWord(identifier, tokens, torch.zeros(readers.shape)), family.encoders[readers.encoder]
+    vectors = nn.Parameter(torch.zeros(readers.shape))
+    return OwnWord(identifier, tokens, vectors), family.encoders[readers.encoder]
 
 
 def check_said(identifier: str, photos: Sequence[Photo], class_prompt: str | None) -> None:

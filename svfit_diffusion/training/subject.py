@@ -71,7 +71,7 @@ class Subject:
                     inject(model, config, name, show_progress=show_progress, device=device)
             if word:
                 denoiser = Injection.of(next(iter(models.values())))
-                denoiser.words.add(name, *word, trainable=True)
+                denoiser.words.add(name, *word)
                 denoiser.select(denoiser.selection)
         except BaseException:
             self.withdraw()
