@@ -60,6 +60,12 @@ def asked_first(check: Callable[[Any], None]) -> Iterator[None]:
             _checks.remove(check)
 
 
+def ask_always(check: Callable[[Any], None]) -> None:
+    """Call `check` with the pipeline of every call that would begin; what it raises keeps it."""
+    with _lock:
+        _checks.append(check)
+
+
 def _watch(cls: type) -> None:
     """Note calls of a class's instances; the call may be a mixin's."""
     for owner in cls.__mro__:

@@ -23,11 +23,15 @@ class SeenTexts:
 
     Args:
         encoder: a transformers model that is called with `input_ids`.
+
+    Attributes:
+        encoder: as given.
     """
 
     def __init__(self, encoder: nn.Module) -> None:
         # By the number of tokens: marks `(texts, _MARK)`, and the tokens `(texts, tokens)`.
         self._seen: dict[int, tuple[Tensor, Tensor]] = {}
+        self.encoder = encoder
         self._hook = encoder.register_forward_hook(self._note, with_kwargs=True)
 
     def close(self) -> None:

@@ -20,11 +20,14 @@ from torch import Tensor, nn
 from svfit_diffusion.adapters.patches import runs_fused
 from svfit_diffusion.adapters.readers import Readers, readers_of, text_in, with_text
 from svfit_diffusion.adapters.texts import SeenTexts, places_of
+from svfit_diffusion.calls import ask_always
 from svfit_diffusion.errors import StateError
 from svfit_diffusion.files.own_word import OwnWord
 
 GAIN = 4.0
 """That of adapters: so large that words learn at σ's rates."""
+
+_ATTRIBUTE = "_svfit_own_words"
 
 _Acting = list[tuple[float, Tensor, Tensor]]
 """Strength and vectors of each word that a text says, and where: `(places, batch, tokens)`."""
@@ -39,6 +42,7 @@ class OwnWords:
 
     Attributes:
         paused: whether none acts for a while.
+        weights: of those that act, by adapter.
     """
 
     def __init__(self, model: nn.Module, gain: float = GAIN) -> None:
@@ -48,7 +52,7 @@ class OwnWords:
         self._texts: SeenTexts | None = None
         self._hooks: list[Any] = []
         self._hooked: list[nn.Module] = []
-        self._weights: dict[str, float] = {}
+        self.weights: dict[str, float] = {}
         # What the texts of the call say that a thread is in; the last of all is for a backward
         # pass that computes anew, perhaps in a thread of its own.
         self._acting: dict[int, _Acting] = {}
@@ -65,14 +69,17 @@ class OwnWords:
         """
         assert tuple(word.vectors.shape) == readers_of(self._model).shape
         self._words[adapter_name] = word
-        self._texts = self._texts or SeenTexts(encoder)
+        if self._texts is None:
+            self._texts = SeenTexts(encoder)
+            setattr(encoder, _ATTRIBUTE, self)
 
     def strike(self, adapter_names: Iterable[str]) -> None:
         """Forget the words of adapters that no longer act."""
         for name in adapter_names:
             self._words.pop(name, None)
-            self._weights.pop(name, None)
+            self.weights.pop(name, None)
         if not self._words and self._texts:
+            delattr(self._texts.encoder, _ATTRIBUTE)
             self._texts.close()
             self._texts = None
 
@@ -100,9 +107,9 @@ class OwnWords:
 
     def put(self, weights: Mapping[str, float]) -> None:
         """Let the words of exactly these adapters act, each as strongly as its adapter."""
-        self._weights = {n: w for n, w in weights.items() if w != 0 and n in self._words}
+        self.weights = {n: w for n, w in weights.items() if w != 0 and n in self._words}
         self._unhook()
-        if self._weights:
+        if self.weights:
             self._hook()
 
     def _hook(self) -> None:
@@ -139,14 +146,14 @@ class OwnWords:
             assert self._texts is not None
             tokens = self._texts.tokens_of(text)
             if tokens is None:
-                names = ", ".join(map(repr, self._weights))
+                names = ", ".join(map(repr, self.weights))
                 raise StateError(
                     f"the text did not come from the pipeline's {readers.encoder} as it is, or was "
                     f"made before the adapter was loaded, so that nobody can tell where it names "
                     f"the subject, and adapter {names} has a word of its own: give prompts, or "
                     f"embeddings of pipe.encode_prompt; no weighted prompts, and no clip_skip"
                 )
-            for name, weight in self._weights.items():
+            for name, weight in self.weights.items():
                 word = self._beside(name, text)
                 said = places_of(word.tokens, tokens).to(text.device)
                 if bool(said.any()):
@@ -171,7 +178,7 @@ class OwnWords:
             self._hook()
         parents = [self._model.get_submodule(path.rpartition(".")[0]) for path in readers.paths]
         if any(hasattr(parent, "processor") and runs_fused(parent) for parent in parents):
-            self.refuse(list(self._weights), "draw with fused projections")
+            self.refuse(list(self.weights), "draw with fused projections")
 
     def _leave(self, model: Any, args: Any, output: Any) -> None:
         self._acting.pop(threading.get_ident(), None)
@@ -187,3 +194,16 @@ class OwnWords:
             for vector, place in zip(own, places, strict=True):
                 text = text + weight * size * vector * place[..., None]
         return with_text(reader, args, kwargs, text)
+
+
+def _refuse_copies(pipe: Any) -> None:
+    """Raise `StateError` if a pipeline draws with a copy of a denoiser that was made with weights
+    of adapters, as AnimateDiff's is, and thus without their words.
+    """
+    models = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    if any(type(model).__name__ == "UNetMotionModel" for model in models):
+        for words in filter(None, (getattr(model, _ATTRIBUTE, None) for model in models)):
+            words.refuse(list(words.weights), "draw with AnimateDiff's copy of the UNet")
+
+
+ask_always(_refuse_copies)

@@ -37,6 +37,7 @@ from svfit_diffusion.training.layers import (
     rank_to_train,
     value_count,
 )
+from svfit_diffusion.training.own_word import new_word
 from svfit_diffusion.training.quantization import quantization_named
 from svfit_diffusion.training.skeleton import skeleton
 
@@ -164,6 +165,8 @@ def make_plan(
     models = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
     layers = layers_to_train(family, encoders, config)
     rank = rank_to_train(config.rank, models_to_train(family, encoders), config.target)
+    identifier = config.train_identifier
+    words = {} if identifier is None else {family.denoiser: new_word(family, identifier)[0]}
     counts = {name: _count(model) for name, model in models.items()}
     cores = torch.get_num_threads()
     quantization = config.quantization or ""
@@ -184,7 +187,7 @@ def make_plan(
         at_most=triplets_known(parse_rank(rank)) == 0,
         values=value_count(layers),
         budget=config.budget,
-        adapter_bytes=sizes.adapter_bytes(config, rank, layers),
+        adapter_bytes=sizes.adapter_bytes(config, rank, layers, words),
         basis_bytes=sizes.bases_bytes(layers),
         first_load_seconds=first_load_seconds(layers, cores),
         cores=cores,

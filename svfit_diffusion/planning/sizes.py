@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 
 from svfit_diffusion.files.adapter import Adapter, file_header, state_dict
+from svfit_diffusion.files.own_word import OwnWord
 from svfit_diffusion.spectrum.basis_file import basis_bytes
 from svfit_diffusion.spectrum.sketch import PROBES
 from svfit_diffusion.training.config import TrainingConfig
@@ -21,7 +22,9 @@ _ITEM_BYTES = {"F32": 4, "F16": 2}
 _ANY_SEED = 2**30  # of as many digits as most
 
 
-def adapter_bytes(config: TrainingConfig, rank: str, layers: PlannedLayers) -> int:
+def adapter_bytes(
+    config: TrainingConfig, rank: str, layers: PlannedLayers, words: Mapping[str, OwnWord]
+) -> int:
     """Bytes of the adapter's file as training writes it.
 
     Exact but for the digits of a seed that is drawn. Of a budget, whose values may lie anywhere,
@@ -38,7 +41,7 @@ def adapter_bytes(config: TrainingConfig, rank: str, layers: PlannedLayers) -> i
     seed = _ANY_SEED if config.seed is None else config.seed
     digests = dict.fromkeys(layers, _DIGEST)
     metadata = adapter_metadata(config, rank, digests, {}, seed, config.instance_prompt)
-    adapter = Adapter(deltas, metadata, sketches)
+    adapter = Adapter(deltas, metadata, sketches, dict(words))
     return len(safetensors.torch.save(state_dict(adapter), file_header(adapter)))
 
 

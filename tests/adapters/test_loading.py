@@ -184,7 +184,7 @@ BAD_FILES: dict[str, Callable[[bytes], bytes]] = {
     "truncated": lambda data: data[: len(data) // 2],
     "empty": lambda data: b"",
     "garbage": lambda data: b"\x00" * 100,
-    "newer": lambda data: data.replace(b'"format_version":"2"', b'"format_version":"3"'),
+    "newer": lambda data: data.replace(b'"format_version":"2"', b'"format_version":"4"'),
 }
 
 

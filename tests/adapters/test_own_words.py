@@ -14,6 +14,7 @@ import torch
 from merged import CLOSE
 from own_words import NAMED, UNNAMED, by_hand, draw, make_pipe, saved, worded
 from test_beside_lora import load_lora
+from test_copies import animated, draw_frames
 from tiny import make_tiny_pipeline, run_pipeline
 
 from svfit_diffusion import CheckpointError, StateError
@@ -172,6 +173,15 @@ def test_what_no_weights_hold_is_refused_by_name(component: str) -> None:
             draw(pipe, NAMED)
         pipe.unfuse_qkv_projections()
     assert torch.equal(draw(pipe, NAMED), expected)
+
+
+def test_animatediff_copies_no_word_and_says_so() -> None:
+    pipe = load(make_tiny_pipeline(), "unet")
+    other = animated(pipe)
+    with pytest.raises(StateError, match="AnimateDiff's copy of the UNet: adapter 'a' has a word"):
+        draw_frames(other)
+    pipe.unload_svfit_weights()
+    assert torch.equal(draw_frames(animated(pipe)), draw_frames(animated(make_tiny_pipeline())))
 
 
 def test_what_has_no_place_for_it_is_refused_before_anything_changes() -> None:

@@ -205,7 +205,7 @@ def test_every_wrong_key_is_listed_up_to_a_limit() -> None:
 @pytest.mark.parametrize(
     ("header", "reason"),
     [
-        ({"format": "svfit", "format_version": "3"}, "upgrade"),
+        ({"format": "svfit", "format_version": "4"}, "upgrade"),
         ({"format_version": "9"}, "upgrade"),
         ({"format": "svfit", "fingerprints": "not json"}, "fingerprints"),
         ({"format": "svfit", "training": "[1]"}, "training"),
