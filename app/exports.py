@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from svfit_diffusion.files.adapter import read_adapter
+from svfit_diffusion.files.adapter import read_adapter, refuse_words
 from svfit_diffusion.files.atomic import write_atomically
 from svfit_diffusion.interchange import export_checkpoint, export_dense, export_lora
 
@@ -105,10 +105,11 @@ class Exports:
         return path
 
     def _write(self, form: Form, adapter: Path, path: Path) -> None:
+        read = read_adapter(adapter)
+        refuse_words(read, "write that")
         if form is Form.FOLDER:
             write_merged_pipeline(self._base, adapter, path)
             return
-        read = read_adapter(adapter)
         public = dataclasses.replace(read, metadata=without_paths(read.metadata))
         pipe = self._base.view()
         if form is Form.LORA:

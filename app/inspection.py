@@ -72,10 +72,12 @@ def in_a_sentence(info: AdapterInfo) -> str:
     prompt = info.adapter.metadata.instance_prompt
     taught = f"knows what to draw for “{prompt}”" if prompt else "knows a subject"
     layers = sum(len(deltas) for deltas in info.adapter.deltas.values())
+    words = " and ".join(f"“{word.identifier}”" for word in info.adapter.words.values())
+    beside = f", and what {words} adds where a prompt says it" if words else ""
     return (
         f"With “{info.name}” the base model {taught}: {info.adapter.parameter_count:,} numbers in "
         f"{info.file_bytes / 1024:.0f} KiB say how much more or less {layers} of its layers "
-        f"stretch what they are given; nothing else is changed."
+        f"stretch what they are given{beside}; nothing else is changed."
     )
 
 
@@ -86,6 +88,7 @@ def facts(info: AdapterInfo) -> list[tuple[str, str]]:
         ("File size", f"{info.file_bytes / 1024:.1f} KiB"),
         ("Values shifted", f"{adapter.parameter_count:,}"),
         ("Layers shifted", _per_component({c: str(len(d)) for c, d in adapter.deltas.items()})),
+        ("Word of its own", _per_component({c: w.identifier for c, w in adapter.words.items()})),
         ("Base model match", base_match(info)),
         ("Base model", public_name(metadata.base_model)),
         ("Instance prompt", metadata.instance_prompt),

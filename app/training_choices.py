@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from svfit_diffusion.adapters.readers import readers_of
+from svfit_diffusion.families import Family
 from svfit_diffusion.spectrum.rank import parse_rank
 from svfit_diffusion.training import TrainingConfig
 from svfit_diffusion.training.checks import training_resolution
@@ -43,6 +45,7 @@ class TrainingChoices:
         learning_rate: of the shifts.
         rank: singular values per layer, a number or a share of the energy; `""`: the usual.
         target: layers; none for the usual.
+        identifier: a word to learn vectors for, as prompts say it; `""`: none.
         train_text_encoder: None where the base leaves no choice.
         prior_preservation: whether to train on pictures of the class, too.
         class_images: how many of them.
@@ -64,6 +67,7 @@ class TrainingChoices:
     learning_rate: float | None = _START.learning_rate
     rank: str = ""
     target: Sequence[str] = ()
+    identifier: str = ""
     train_text_encoder: bool | None = None
     prior_preservation: bool = _START.prior_preservation
     class_images: float | None = 48
@@ -110,6 +114,7 @@ class TrainingChoices:
         rank = self.rank.strip() or None
         with at_field("rank"):
             parse_rank(rank or "1.0")
+        identifier = _identifier(self.identifier, prompt, drawing.family)
         images = _whole("Pictures", "class-images", self.class_images, 1, MAX_CLASS_IMAGES)
         side = _whole("Resolution", "resolution", self.resolution, 0, limits.max_side)
         if drawing.family:
@@ -133,6 +138,7 @@ class TrainingChoices:
                 lr_warmup_steps=min(_WARMUP, steps // 10),
                 rank=rank,
                 target=list(self.target) or usual_target(drawing.family),
+                train_identifier=identifier,
                 train_text_encoder=self.train_text_encoder,
                 with_prior_preservation=self.prior_preservation,
                 num_class_images=images,
@@ -149,6 +155,24 @@ class TrainingChoices:
             )
 
 
+def _identifier(word: str, prompt: str, family: Family | None) -> str | None:
+    """The word to learn, if there is one.
+
+    Raises:
+        SettingError: the instance prompt does not say it, or the base has no place for one.
+    """
+    word = word.strip()
+    if word and family:
+        with at_field("identifier"):
+            readers_of(family.model)
+    if word and word not in prompt:
+        raise SettingError(
+            f"The instance prompt does not say “{word}”: give the rare word that stands in it.",
+            "identifier",
+        )
+    return word or None
+
+
 def choices_of(name: str, config: TrainingConfig) -> TrainingChoices:
     """What was chosen for a training, from its settings."""
     return TrainingChoices(
@@ -159,6 +183,7 @@ def choices_of(name: str, config: TrainingConfig) -> TrainingChoices:
         learning_rate=config.learning_rate,
         rank=config.rank or "",
         target=tuple(config.target),
+        identifier=config.train_identifier or "",
         train_text_encoder=config.train_text_encoder,
         prior_preservation=config.with_prior_preservation,
         class_images=config.num_class_images,

@@ -71,7 +71,21 @@ def _build_learning() -> dict[str, Component]:
             info="Layers to train. Empty: all of a small base model, attention of a large one.",
             elem_id="train-target",
         )
-    return {"steps": steps, "learning_rate": learning_rate, "rank": rank, "target": target}
+    identifier = gr.Textbox(
+        TrainingChoices.identifier,
+        label="Word of its own",
+        info="The rare word of your prompt, such as sks, to be learned too: more like your subject "
+        "while other things stay as they are, and less true to the rest of a prompt. Empty: none.",
+        max_length=64,
+        elem_id="train-identifier",
+    )
+    return {
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "rank": rank,
+        "target": target,
+        "identifier": identifier,
+    }
 
 
 def _build_class(services: Services) -> dict[str, Component]:

@@ -83,6 +83,11 @@ class OwnWords:
             self._texts.close()
             self._texts = None
 
+    @property
+    def names(self) -> list[str]:
+        """Of the adapters that have a word."""
+        return list(self._words)
+
     def of(self, adapter_name: str) -> OwnWord | None:
         """An adapter's word as it is now, on the CPU."""
         word = self._words.get(adapter_name)

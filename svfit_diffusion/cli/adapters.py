@@ -138,6 +138,7 @@ def _facts(source: str, adapter: Adapter) -> dict[str, Any]:
     facts |= {
         "values": adapter.parameter_count,
         "layers": {component: len(own) for component, own in adapter.deltas.items()},
+        **({"words": {c: w.identifier for c, w in adapter.words.items()}} if adapter.words else {}),
         **{name: value for name, value in vars(known).items() if value},
     }
     return facts

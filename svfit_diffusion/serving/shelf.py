@@ -148,4 +148,6 @@ class Shelf:
 
 
 def _bytes_of(adapter: Adapter) -> int:
-    return sum(delta.nbytes for deltas in adapter.deltas.values() for delta in deltas.values())
+    tensors = [delta for deltas in adapter.deltas.values() for delta in deltas.values()]
+    tensors += [word.vectors for word in adapter.words.values()]
+    return sum(tensor.nbytes for tensor in tensors)

@@ -15,6 +15,7 @@ import torch
 from fake_comfyui import FakeComfyUI, FakePatcher, module_of
 from hosted import CASES
 from merged import make_adapter
+from own_words import worded
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -169,6 +170,12 @@ def test_strength_0_leaves_a_side_alone(adapter: Adapter, comfyui: FakeComfyUI) 
     )
     found = load(model, clip, (1.0, 0.0))
     assert found[1] is clip and len(found[0].patches) == len(adapter.deltas["unet"])
+
+
+def test_a_word_of_its_own_has_no_place_there(comfyui: FakeComfyUI) -> None:
+    put(comfyui, worded("unet"))
+    with pytest.raises(InterchangeError, match=r"load it in ComfyUI: .* subject's own, 'sks'"):
+        load(*CASE.hosted())
 
 
 def test_text_encoders_need_a_clip(adapter: Adapter) -> None:

@@ -53,7 +53,9 @@ def plan(base: Path, resolutions: tuple[int, ...] = (16,), **settings: Any) -> P
     return make_plan(config, resolutions, sizes, show_progress=False)
 
 
-@pytest.mark.parametrize("settings", [{}, {"rank": "4"}, {"target": ["all"]}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"rank": "4"}, {"target": ["all"]}, {"train_identifier": "sks"}]
+)
 def test_sizes_are_those_of_a_training(
     settings: dict[str, Any], bare: Path, saved_pipe: Path, tmp_path: Path, empty_cache: Path
 ) -> None:
@@ -72,7 +74,7 @@ def test_sizes_are_those_of_a_training(
     trainer = Trainer(here, show_progress=False)
     for _ in trainer.steps():
         pass
-    assert planned.values == sum(p.numel() for p in trainer.sigma_parameters())
+    assert planned.values == sum(p.numel() for p in trainer.subject.shifts())
     file = trainer.save(tmp_path / "out")
     # The base's path stands in the header; a value that is zero by chance is left out.
     other_paths = 4 * abs(len(str(bare)) - len(str(saved_pipe)))

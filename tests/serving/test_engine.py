@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from own_words import NAMED, worded
 from serving_helpers import (
     ADAPTER_BYTES,
     NAMES,
@@ -55,6 +56,30 @@ def alone(wanted: Any) -> Any:
         generator=torch.Generator().manual_seed(wanted.seed),
     ).images[0]
     return np.asarray(image, dtype=np.int16)
+
+
+def test_a_word_of_its_own_is_drawn_as_alone_and_the_others_go_on_together(
+    make_engine: Any, library_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_adapter(library_folder / "worded.safetensors", worded("unet"))
+    pipe = tiny.make_tiny_pipeline()
+    pipe.load_svfit_weights(library_folder / "worded.safetensors", show_progress=False)
+    engine = make_engine()
+    one = picture("worded", seed=3, prompt=NAMED)
+    with held(engine):
+        tickets = [engine.submit([p], "client")[0] for p in (one, picture("s0", seed=4))]
+    found = pixels(tickets)
+    image = pipe(
+        NAMED,
+        num_inference_steps=one.steps,
+        guidance_scale=one.guidance_scale,
+        height=one.height,
+        width=one.width,
+        generator=torch.Generator().manual_seed(3),
+    ).images[0]
+    assert np.abs(found[0] - np.asarray(image, dtype=np.int16)).max() <= ONE_LEVEL
+    assert np.abs(found[1] - alone(picture("s0", seed=4))).max() <= ONE_LEVEL
+    assert engine._painter.mixes
 
 
 def test_every_picture_of_a_batch_is_the_one_drawn_alone(
