@@ -12,7 +12,7 @@ from doc_svfit import svfit
 
 NOT_RUN = {
     "installs": 4,
-    "takes minutes": 4,
+    "takes minutes": 5,
     "needs the hub": 4,
     "starts a server": 2,
     "starts a cluster": 1,
