@@ -28,6 +28,7 @@ GAIN = 4.0
 """That of adapters: so large that words learn at σ's rates."""
 
 _ATTRIBUTE = "_svfit_own_words"
+"""Of a text encoder: those that stand in its texts."""
 
 _Acting = list[tuple[float, Tensor, Tensor]]
 """Strength and vectors of each word that a text says, and where: `(places, batch, tokens)`."""
@@ -41,16 +42,18 @@ class OwnWords:
         gain: what a vector of ones adds, in sizes of the text.
 
     Attributes:
+        model: as given.
         paused: whether none acts for a while.
         weights: of those that act, by adapter.
     """
 
     def __init__(self, model: nn.Module, gain: float = GAIN) -> None:
-        self._model = model
+        self.model = model
         self._gain = gain
         self._words: dict[str, OwnWord] = {}
         self._texts: SeenTexts | None = None
         self._hooks: list[Any] = []
+        self._readers: Readers | None = None
         self._hooked: list[nn.Module] = []
         self.weights: dict[str, float] = {}
         # What the texts of the call say that a thread is in; the last of all is for a backward
@@ -67,21 +70,31 @@ class OwnWords:
             word: of this model's `readers.Readers.shape`; a parameter's values are followed.
             encoder: makes the text that the model reads.
         """
-        assert tuple(word.vectors.shape) == readers_of(self._model).shape
+        assert tuple(word.vectors.shape) == readers_of(self.model).shape
         self._words[adapter_name] = word
-        if self._texts is None:
-            self._texts = SeenTexts(encoder)
-            setattr(encoder, _ATTRIBUTE, self)
+        if self._texts is None or self._texts.encoder is not encoder:
+            self._watch(encoder)
 
     def strike(self, adapter_names: Iterable[str]) -> None:
         """Forget the words of adapters that no longer act."""
         for name in adapter_names:
             self._words.pop(name, None)
             self.weights.pop(name, None)
-        if not self._words and self._texts:
-            delattr(self._texts.encoder, _ATTRIBUTE)
+        if not self._words:
+            self._watch(None)
+
+    def _watch(self, encoder: nn.Module | None) -> None:
+        """Follow the texts of an encoder, or no longer any."""
+        if self._texts:
+            here = getattr(self._texts.encoder, _ATTRIBUTE)
+            here.remove(self)
+            if not here:
+                delattr(self._texts.encoder, _ATTRIBUTE)
             self._texts.close()
             self._texts = None
+        if encoder is not None:
+            self._texts = SeenTexts(encoder)
+            setattr(encoder, _ATTRIBUTE, [*getattr(encoder, _ATTRIBUTE, ()), self])
 
     @property
     def names(self) -> list[str]:
@@ -118,11 +131,11 @@ class OwnWords:
             self._hook()
 
     def _hook(self) -> None:
-        readers = readers_of(self._model)
-        self._hooked = self._modules(readers)
+        self._readers = readers_of(self.model)
+        self._hooked = self._modules(self._readers)
         self._hooks = [
-            self._model.register_forward_pre_hook(self._find, with_kwargs=True),
-            self._model.register_forward_hook(self._leave, always_call=True),
+            self.model.register_forward_pre_hook(self._find, with_kwargs=True),
+            self.model.register_forward_hook(self._leave, always_call=True),
             *(
                 module.register_forward_pre_hook(
                     functools.partial(self._add, index), with_kwargs=True
@@ -138,12 +151,12 @@ class OwnWords:
         self._acting, self._latest = {}, []
 
     def _modules(self, readers: Readers) -> list[nn.Module]:
-        return [self._model.get_submodule(path) for path in readers.paths]
+        return [self.model.get_submodule(path) for path in readers.paths]
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _find(self, model: Any, args: Any, kwargs: Any) -> None:
         """See what the texts of a call say, before it begins."""
-        readers = readers_of(self._model)
+        readers = self._readers
+        assert readers is not None
         self._check(readers)
         acting: _Acting = []
         text = None if self.paused else text_in(model, args, kwargs)
@@ -181,7 +194,7 @@ class OwnWords:
         if now != self._hooked:  # a LoRA has been loaded or taken off
             self._unhook()
             self._hook()
-        parents = [self._model.get_submodule(path.rpartition(".")[0]) for path in readers.paths]
+        parents = [self.model.get_submodule(path.rpartition(".")[0]) for path in readers.paths]
         if any(hasattr(parent, "processor") and runs_fused(parent) for parent in parents):
             self.refuse(list(self.weights), "draw with fused projections")
 
@@ -201,14 +214,26 @@ class OwnWords:
         return with_text(reader, args, kwargs, text)
 
 
-def _refuse_copies(pipe: Any) -> None:
-    """Raise `StateError` if a pipeline draws with a copy of a denoiser that was made with weights
-    of adapters, as AnimateDiff's is, and thus without their words.
+def _check_call(pipe: Any) -> None:
+    """Raise `StateError` if a pipeline is called that could not read the words that act.
+
+    AnimateDiff's denoiser is a copy that was made with the weights of adapters alone; a compiled one
+    does not see hooks that come or go.
     """
     models = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-    if any(type(model).__name__ == "UNetMotionModel" for model in models):
-        for words in filter(None, (getattr(model, _ATTRIBUTE, None) for model in models)):
-            words.refuse(list(words.weights), "draw with AnimateDiff's copy of the UNet")
+    here = [getattr(model, "_orig_mod", model) for model in models]
+    for words in (own for model in here for own in getattr(model, _ATTRIBUTE, ())):
+        acting = list(words.weights)
+        if any(type(model).__name__ == "UNetMotionModel" for model in here):
+            words.refuse(acting, "draw with AnimateDiff's copy of the UNet")
+        if acting and words.model in here and _is_compiled(models[here.index(words.model)]):
+            words.refuse(acting, "draw with a compiled denoiser")
 
 
-ask_always(_refuse_copies)
+def _is_compiled(model: nn.Module) -> bool:
+    return hasattr(model, "_orig_mod") or any(
+        getattr(module, "_compiled_call_impl", None) for module in model.modules()
+    )
+
+
+ask_always(_check_call)

@@ -16,6 +16,7 @@ from own_words import NAMED, UNNAMED, by_hand, draw, make_pipe, saved, worded
 from test_beside_lora import load_lora
 from test_copies import animated, draw_frames
 from tiny import make_tiny_pipeline, run_pipeline
+from tiny_pipelines.flux import flux
 
 from svfit_diffusion import CheckpointError, StateError
 from svfit_diffusion.adapters.components import models_of
@@ -210,19 +211,49 @@ def test_strength_by_component() -> None:
     assert torch.equal(draw(pipe, NAMED), base)
 
 
+COMPILED: dict[str, Callable[[Any], Any]] = {
+    "whole": lambda model: torch.compile(model, backend="eager"),
+    "in place": lambda model: (model.compile(backend="eager"), model)[1],
+    "in blocks": lambda model: (model.compile_repeated_blocks(backend="eager"), model)[1],
+}
+
+
 @pytest.mark.usefixtures("fresh_compiler")
 @both
-def test_compiled(component: str) -> None:
-    pipe = load(make_pipe(component), component)
-    expected = draw(pipe, NAMED, UNNAMED)
-    model = getattr(pipe, component)
-    setattr(pipe, component, torch.compile(model, backend="eager"))
-    torch.testing.assert_close(draw(pipe, NAMED, UNNAMED), expected, **CLOSE)
-    pipe.set_svfit_adapters("a", 0.5)
-    setattr(pipe, component, model)
-    expected = draw(pipe, UNNAMED, NAMED)
-    setattr(pipe, component, torch.compile(model, backend="eager"))
-    torch.testing.assert_close(draw(pipe, UNNAMED, NAMED), expected, **CLOSE)
+@pytest.mark.parametrize("way", COMPILED)
+def test_compiled_denoisers_are_refused_while_a_word_acts(component: str, way: str) -> None:
+    pipe = make_pipe(component)
+    setattr(pipe, component, COMPILED[way](getattr(pipe, component)))
+    base = draw(pipe, NAMED)
+    load(pipe, component)
+    with pytest.raises(StateError, match="a compiled denoiser: adapter 'a' has a word of its own"):
+        draw(pipe, NAMED)
+    pipe.set_svfit_adapters("a", 0.0)
+    assert torch.equal(draw(pipe, NAMED), base)
+
+
+def test_two_denoisers_share_an_encoder() -> None:
+    one, other = make_pipe("transformer"), make_pipe("transformer")
+    other.text_encoder_2 = one.text_encoder_2
+    load(one, "transformer")
+    expected = draw(one, NAMED)
+    load(other, "transformer")
+    assert torch.equal(draw(other, NAMED), expected)
+    one.unload_svfit_weights()
+    assert torch.equal(draw(other, NAMED), expected)
+    other.unload_svfit_weights()
+    assert not one.text_encoder_2._forward_hooks
+
+
+def test_another_encoder_is_refused_until_an_adapter_is_loaded_with_it() -> None:
+    pipe = load(make_pipe("transformer"), "transformer")
+    pipe.text_encoder_2 = flux(1).text_encoder_2
+    with pytest.raises(StateError, match="did not come from the pipeline's text_encoder_2"):
+        draw(pipe, NAMED)
+    load(pipe, "transformer", "b")
+    fresh = make_pipe("transformer")
+    fresh.text_encoder_2 = flux(1).text_encoder_2
+    assert torch.equal(draw(pipe, NAMED), draw(load(fresh, "transformer"), NAMED))
 
 
 @both
