@@ -114,7 +114,7 @@ class TrainingChoices:
         rank = self.rank.strip() or None
         with at_field("rank"):
             parse_rank(rank or "1.0")
-        identifier = _identifier(self.identifier, prompt, drawing.family)
+        identifier = _identifier(self.identifier, prompt, class_prompt, drawing.family)
         images = _whole("Pictures", "class-images", self.class_images, 1, MAX_CLASS_IMAGES)
         side = _whole("Resolution", "resolution", self.resolution, 0, limits.max_side)
         if drawing.family:
@@ -155,11 +155,12 @@ class TrainingChoices:
             )
 
 
-def _identifier(word: str, prompt: str, family: Family | None) -> str | None:
+def _identifier(word: str, prompt: str, class_prompt: str, family: Family | None) -> str | None:
     """The word to learn, if there is one.
 
     Raises:
-        SettingError: the instance prompt does not say it, or the base has no place for one.
+        SettingError: the instance prompt does not say it, the class prompt does, or the base has
+            no place for one.
     """
     word = word.strip()
     if word and family:
@@ -168,6 +169,11 @@ def _identifier(word: str, prompt: str, family: Family | None) -> str | None:
     if word and word not in prompt:
         raise SettingError(
             f"The instance prompt does not say “{word}”: give the rare word that stands in it.",
+            "identifier",
+        )
+    if word and word in class_prompt:
+        raise SettingError(
+            f"The class prompt says “{word}” too: give the rare word of your subject alone.",
             "identifier",
         )
     return word or None

@@ -217,7 +217,7 @@ class OwnWords:
 def _check_call(pipe: Any) -> None:
     """Raise `StateError` if a pipeline is called that could not read the words that act.
 
-    AnimateDiff's denoiser is a copy that was made with the weights of adapters alone; a compiled one
+    AnimateDiff's denoiser is a copy made with the weights of adapters alone, and a compiled one
     does not see hooks that come or go.
     """
     models = [part for part in pipe.components.values() if isinstance(part, nn.Module)]

@@ -60,6 +60,7 @@ def test_the_class_prompt_is_the_instance_prompt_without_the_rare_word(
         ({"learning_rate": float("nan")}, "learning-rate", "not nan"),
         ({"learning_rate": "fast"}, "learning-rate", "not fast"),
         ({"rank": "many"}, "rank", "rank must be an integer"),
+        ({"identifier": "dog"}, "identifier", "class prompt says “dog” too"),
         ({"identifier": "zwx"}, "identifier", "does not say “zwx”"),
         ({"class_images": 0}, "class-images", "1 to 200"),
         ({"resolution": 4096}, "resolution", "0 to 1024"),

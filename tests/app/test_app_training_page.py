@@ -175,6 +175,23 @@ def test_twenty_steps_to_an_adapter_to_use_fetch_rename_and_delete(
     page.wait_for_function(f"{field} == ''")
 
 
+def test_a_word_of_its_own_is_learned_and_drawn(
+    train_page: Callable[..., Any], photos: list[Path], app_server: AppServer
+) -> None:
+    page = train_page()
+    unfold(page, "#train-advanced")
+    page.fill("#train-identifier textarea", "sks")
+    start(page, photos, "worded", steps=2)
+    status(page, "“worded” is ready to use.")
+    adapter = read_adapter(app_server.services.library.path("worded"))
+    assert adapter.words["unet"].identifier == "sks"
+    page.click("#train-try")
+    page.get_by_label("range slider for Strength of worded").wait_for()
+    page.click("#generate-go")
+    page.locator("#generate-status", has_text="Done").wait_for()
+    app_server.services.library.delete("worded")
+
+
 def test_stopping_midway_keeps_what_was_learned_and_what_was_chosen(
     train_page: Callable[..., Any], photos: list[Path], held: threading.Event
 ) -> None:
