@@ -41,7 +41,10 @@ class SeenTexts:
     @torch.no_grad()
     @torch.inference_mode(False)
     def _note(self, encoder: Any, args: Any, kwargs: Any, output: Any) -> None:
-        tokens: Tensor = (args[0] if args else kwargs["input_ids"]).clone()
+        given = args[0] if args else kwargs.get("input_ids")
+        if given is None:  # embeddings, of which nobody can tell what they say
+            return
+        tokens: Tensor = given.clone()
         marks = output[0][:, -1, :_MARK].clone()
         seen = self._seen.get(tokens.shape[1])
         if seen and seen[0].dtype == marks.dtype:

@@ -52,7 +52,6 @@ COMMON_TO_A_PASS = frozenset(
         "rank",
         "target",
         "train_text_encoder",
-        "train_identifier",
         "resolution",
         "mask_background_weight",
         "cache_latents",

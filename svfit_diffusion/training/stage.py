@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 
 from svfit_diffusion.adapters.rows import RowOwners
-from svfit_diffusion.errors import ConfigError
 from svfit_diffusion.families import family_of
 from svfit_diffusion.training import checks
 from svfit_diffusion.training.base import load_base, load_quantised_base
@@ -66,11 +65,6 @@ class Stage:
         self.seconds: dict[str, float] = {}
         if config.in_parts:
             check_in_parts(accelerator, config.shard_base, config.group_offload, several=several)
-        if several and config.train_identifier is not None:
-            raise ConfigError(
-                "train_identifier is for one subject at a time: train each by itself, or leave it "
-                "out"
-            )
         trained = self._told_by_configurations(edits) if pipe is None else None
         with timed(self.seconds, "loading"):
             self.family = family_of(self._loaded() if pipe is None else pipe)

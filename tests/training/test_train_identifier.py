@@ -16,6 +16,7 @@ from tiny_training import advance, make_config, make_trainer, shifts
 from svfit_diffusion import ConfigError, DataError
 from svfit_diffusion.training import SharedPass, Trainer
 from svfit_diffusion.training.state import resume, save_checkpoint
+from svfit_diffusion.training.subject_list import check_apart
 
 WORD: dict[str, Any] = {"train_identifier": "sks"}
 EVERYTHING: dict[str, Any] = {
@@ -138,7 +139,9 @@ def test_bases_that_have_no_place_for_it(tmp_path: Path) -> None:
 
 
 def test_several_subjects_in_one_pass(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="one subject at a time"):
-        SharedPass(
-            make_config(tmp_path, **WORD), pipe=tiny.make_tiny_pipeline(), show_progress=False
-        )
+    config = make_config(tmp_path, **WORD)
+    shared = SharedPass(config, pipe=tiny.make_tiny_pipeline(), show_progress=False)
+    with pytest.raises(ConfigError, match="'rex' has train_identifier 'sks', which is for one"):
+        shared.join("rex", config)
+    with pytest.raises(ConfigError, match="'rex' has train_identifier 'sks'"):
+        check_apart({"rex": config})
