@@ -12,6 +12,7 @@ import torch
 from merged import make_adapter, merge_pipeline
 from tiny import make_tiny_pipeline
 from tiny_pipelines.flux import flux
+from tiny_pipelines.stable_diffusion import sdxl
 from torch import Tensor
 
 from svfit_diffusion.adapters.components import models_of
@@ -19,12 +20,16 @@ from svfit_diffusion.files.adapter import WEIGHTS_NAME, Adapter, write_adapter
 from svfit_diffusion.files.own_word import OwnWord
 
 NAMED, UNNAMED = "a sks dog", "a big dog"
-BASES = {"unet": make_tiny_pipeline, "transformer": flux}
-"""Pipelines by the component that reads the word."""
+BASES = {"unet": make_tiny_pipeline, "sdxl": sdxl, "transformer": flux}
+"""Pipelines by the component that reads the word, and a second one of a UNet."""
 
 _SEQUENCE = 32
-_SIZES = {"unet": 0.5, "transformer": 8.0}  # so that pictures differ well
+_SIZES = {"unet": 0.5, "sdxl": 0.5, "transformer": 8.0}  # so that pictures differ well
 _GAIN = 4.0
+
+
+def reader(base: str) -> str:
+    return "transformer" if base == "transformer" else "unet"
 
 
 def make_pipe(component: str) -> Any:
@@ -38,9 +43,10 @@ def worded(component: str, seed: int = 0, identifier: str = "sks") -> Adapter:
     """A random adapter of `make_pipe(component)` with a word of its own."""
     pipe = make_pipe(component)
     models = {c: m for c, m in models_of(pipe).items() if c != "text_encoder_2"}
+    component, base = reader(component), component
     adapter = make_adapter(models, seed)
     shape = _vectors_shape(pipe, component)
-    vectors = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * _SIZES[component]
+    vectors = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * _SIZES[base]
     tokens = _tokenizer(pipe, component)(identifier, add_special_tokens=False).input_ids
     return replace(adapter, words={component: OwnWord(identifier, tuple(tokens), vectors)})
 

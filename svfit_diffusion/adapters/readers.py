@@ -42,14 +42,14 @@ class Readers:
 
 
 def readers_of(denoiser: nn.Module) -> Readers:
-    """What reads the text in Stable Diffusion 1's and 2's UNet, and FLUX.1's transformer.
+    """What reads the text in the UNets of Stable Diffusion 1, 2 and XL, and FLUX.1's transformer.
 
     Raises:
         ConfigError: it is another model.
     """
     config: Any = getattr(denoiser, "config", None)
     kind = type(denoiser).__name__
-    if kind == "UNet2DConditionModel" and config.addition_embed_type is None:
+    if kind == "UNet2DConditionModel" and config.addition_embed_type in (None, "text_time"):
         values = tuple(p for p, _ in denoiser.named_modules() if p.endswith("attn2.to_v"))
         if values and isinstance(config.cross_attention_dim, int):
             return Readers(values, 2, config.cross_attention_dim, "text_encoder")
@@ -62,8 +62,8 @@ def readers_of(denoiser: nn.Module) -> Readers:
         width = config.num_attention_heads * config.attention_head_dim
         return Readers(blocks, 1, width, "text_encoder_2")
     raise ConfigError(
-        f"a word of the subject's own (train_identifier) is for Stable Diffusion 1 and 2 and for "
-        f"FLUX.1; where a {kind} of this kind reads the text is not known"
+        f"a word of the subject's own (train_identifier) is for Stable Diffusion 1, 2 and XL and "
+        f"for FLUX.1; where a {kind} of this kind reads the text is not known"
     )
 
 

@@ -45,7 +45,13 @@ class SeenTexts:
         if given is None:  # embeddings, of which nobody can tell what they say
             return
         tokens: Tensor = given.clone()
-        marks = output[0][:, -1, :_MARK].clone()
+        # Stable Diffusion XL reads what comes before the last layer.
+        states = [output[0], *(getattr(output, "hidden_states", None) or ())[-2:-1]]
+        texts = [state for state in states if state.dim() == 3]  # others are of whole prompts
+        if not texts:
+            return
+        marks = torch.cat([text[:, -1, :_MARK] for text in texts])
+        tokens = tokens.repeat(len(texts), 1)
         seen = self._seen.get(tokens.shape[1])
         if seen and seen[0].dtype == marks.dtype:
             marks = torch.cat([marks, seen[0].to(marks.device)])[:_REMEMBERED]

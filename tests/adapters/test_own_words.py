@@ -22,6 +22,7 @@ from svfit_diffusion import CheckpointError, StateError
 from svfit_diffusion.adapters.components import models_of
 from svfit_diffusion.adapters.loading import put_adapter
 
+every = pytest.mark.parametrize("component", ["unet", "sdxl", "transformer"])
 both = pytest.mark.parametrize("component", ["unet", "transformer"])
 
 
@@ -40,7 +41,7 @@ def hooks_of(pipe: Any) -> int:
     )
 
 
-@both
+@every
 def test_a_file_draws_as_words_read_by_hand(component: str, tmp_path: Path) -> None:
     prompts = NAMED, UNNAMED, "sks"
     expected = draw(by_hand(make_pipe(component), [(worded(component), 1.0)], prompts), *prompts)
@@ -64,7 +65,7 @@ def test_a_file_draws_as_words_read_by_hand(component: str, tmp_path: Path) -> N
     torch.testing.assert_close(draw(other, *prompts), expected, **CLOSE)
 
 
-@both
+@every
 def test_the_word_alone_makes_a_difference_where_it_is_said(component: str) -> None:
     plain = make_pipe(component)
     put_adapter(models_of(plain), replace(worded(component), words={}), "a", show_progress=False)
@@ -76,7 +77,7 @@ def test_the_word_alone_makes_a_difference_where_it_is_said(component: str) -> N
     assert torch.equal(told[1], unnamed)
 
 
-@both
+@every
 def test_strength_counts_for_the_word_too_and_two_add_up(component: str) -> None:
     other = worded(component, 1, "sks dog"), -0.4
     both_said = [(worded(component), 0.6), other]

@@ -63,7 +63,7 @@ def test_lines_differ_in_what_they_say(here: Path) -> None:
         ([REX | {"output_dir": "x"}], r"line 1 \(rex\) has output_dir, which a fleet chooses"),
         (
             [REX | {"train_identifier": "sks"}],
-            r"'rex' has train_identifier 'sks', which is for one",
+            "'rex' has train_identifier 'sks'",
         ),
         ([REX | {"name": "fleet.jsonl"}], "is the name of a file of the fleet's"),
     ],
