@@ -53,4 +53,4 @@ def advance(trainer: Trainer, steps: int) -> None:
 
 
 def shifts(trainer: Trainer) -> torch.Tensor:
-    return torch.cat([parameter.detach() for parameter in trainer.sigma_parameters()])
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.sigma_parameters()])

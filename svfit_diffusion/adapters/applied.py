@@ -265,7 +265,7 @@ class Applied:
         self._new_weight_last = change.new_weight
         self._patches.put(change.live, self._modules(), None)
         self._added.put(change.added)
-        self._words.put(change.weights)
+        self._words.put(change.weights, change.owners)
         # diffusers' own step after weights were exchanged: offloading keeps references.
         if (change.exchanges or change.in_turn) and hook_registries(self.model):
             _maybe_remove_and_reapply_group_offloading(self.model)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from svfit_diffusion.adapters.patches import runs_fused
 from svfit_diffusion.adapters.readers import Readers, readers_of, text_in, with_text
+from svfit_diffusion.adapters.rows import RowOwners
 from svfit_diffusion.adapters.texts import SeenTexts, places_of
 from svfit_diffusion.calls import ask_always
 from svfit_diffusion.errors import StateError
@@ -56,8 +58,9 @@ class OwnWords:
         self._readers: Readers | None = None
         self._hooked: list[nn.Module] = []
         self.weights: dict[str, float] = {}
-        # What the texts of the call say that a thread is in; the last of all is for a backward
-        # pass that computes anew, perhaps in a thread of its own.
+        self._owners: RowOwners | None = None
+        # What the texts of the call say that a thread is in; a backward pass that computes anew,
+        # perhaps in a thread of its own, is given the latest or what was `again` to be so.
         self._acting: dict[int, _Acting] = {}
         self._latest: _Acting = []
         self.paused = False
@@ -123,8 +126,14 @@ class OwnWords:
                     f"set_svfit_adapters"
                 )
 
-    def put(self, weights: Mapping[str, float]) -> None:
-        """Let the words of exactly these adapters act, each as strongly as its adapter."""
+    def put(self, weights: Mapping[str, float], owners: RowOwners | None = None) -> None:
+        """Let the words of exactly these adapters act, each as strongly as its adapter.
+
+        Args:
+            weights: of adapters, by name.
+            owners: whose rows are whose, if each acts on rows of its own.
+        """
+        self._owners = owners
         self.weights = {n: w for n, w in weights.items() if w != 0 and n in self._words}
         self._unhook()
         if self.weights:
@@ -173,7 +182,7 @@ class OwnWords:
                 )
             for name, weight in self.weights.items():
                 word = self._beside(name, text)
-                said = places_of(word.tokens, tokens).to(text.device)
+                said = places_of(word.tokens, tokens).to(text.device) & self._rows_of(name, text)
                 if bool(said.any()):
                     after = said.roll(1, 1) & ~said
                     places = torch.stack([said, after][: readers.places])
@@ -187,6 +196,26 @@ class OwnWords:
             word = replace(word, vectors=word.vectors.to(text.device))
             self._words[adapter_name] = word
         return word
+
+    def _rows_of(self, adapter_name: str, text: Tensor) -> Tensor:
+        """Which rows of texts an adapter acts on, `(batch, 1)` bool."""
+        if self._owners is None:
+            return text.new_ones(1, 1, dtype=torch.bool)
+        parts = self._owners.parts(len(text))
+        own = torch.tensor([owner == adapter_name for owner in parts], device=text.device)
+        return own.repeat_interleave(len(text) // len(parts))[:, None]
+
+    def again(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """`context_fn` of `torch.utils.checkpoint`: what is computed again reads the same words."""
+        return nullcontext(), self._given(self._latest)
+
+    @contextmanager
+    def _given(self, acting: _Acting) -> Iterator[None]:
+        before, self._latest = self._latest, acting
+        try:
+            yield
+        finally:
+            self._latest = before
 
     def _check(self, readers: Readers) -> None:
         """Raise `StateError` if a reader is no longer run; follow those that were wrapped."""

@@ -18,7 +18,6 @@ from svfit_diffusion.errors import ConfigError, clipped
 from svfit_diffusion.files.bucket import is_address
 from svfit_diffusion.fleet.settings import FleetSettings
 from svfit_diffusion.fleet.store import COSTS_NAME
-from svfit_diffusion.training.agreement import check_no_word
 from svfit_diffusion.training.arguments import configs_of, training_parser, with_file
 from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.fields import COMMON_TO_A_PASS
@@ -90,8 +89,7 @@ def parse_fleet(
     priorities = {entry.name: _priority(entry) for entry in entries}
     configs = configs_of([_without_priority(e) for e in entries], Path(), words, parser)
     check_places(configs)
-    for name, config in configs.items():
-        check_no_word(name, config.train_identifier)
+    for config in configs.values():
         _make_absolute(config)
     subjects = [FleetSubject(name, configs[name], own) for name, own in priorities.items()]
     return subjects, settings

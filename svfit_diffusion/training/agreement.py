@@ -70,40 +70,22 @@ def _check_identifier(identifier: str, settings: Mapping[str, Any]) -> None:
     for name in ("shard_base", "group_offload"):
         if settings[name]:
             raise ConfigError(f"train_identifier does not go with {name}: give one of them")
-    for name in ("with_base_prior", "aspect_buckets"):
-        # A word's places are those of the denoiser's latest call when its blocks compute anew.
-        if settings["gradient_checkpointing"] and settings[name]:
-            raise ConfigError(
-                f"train_identifier does not go with gradient_checkpointing and {name} together: "
-                f"leave out one of the three"
-            )
 
 
 def check_common(name: str, own: Mapping[str, Any], common: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` if a subject differs from those of its pass in what is common to them, or
-    is to learn a word, which none of several does.
+    """Raise `ConfigError` if a subject differs from those of its pass in what is common to them.
 
     Args:
         name: of the subject.
         own: its settings, by name.
         common: those of the others.
     """
-    check_no_word(name, own["train_identifier"])
     for setting in sorted(COMMON_TO_A_PASS):
         if own[setting] != common[setting]:
             raise ConfigError(
                 f"subject {name!r} has {setting} {_said(own[setting])}, the others of its pass "
                 f"{_said(common[setting])}: give it once for all, or train the subject by itself"
             )
-
-
-def check_no_word(name: str, identifier: str | None) -> None:
-    """Raise `ConfigError` if one of several subjects is to learn a word of its own."""
-    if identifier is not None:
-        raise ConfigError(
-            f"subject {name!r} has train_identifier {identifier!r}, which is for one subject at a "
-            f"time: train it by itself, or leave that out"
-        )
 
 
 def _said(value: Any) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from svfit_diffusion.adapters.injection import Injection
 from svfit_diffusion.adapters.quantised import cast_what_is_not_quantised, holds_quantised
 from svfit_diffusion.adapters.rows import RowOwners
 from svfit_diffusion.families import Family
@@ -44,11 +46,31 @@ def freeze(
     if checkpointing or family.needs_training_mode:
         family.model.train()
     if checkpointing:
-        how: dict[str, Any] = {"use_reentrant": False}
-        if owners:
-            how["context_fn"] = owners.again
-        family.model.enable_gradient_checkpointing(partial(checkpoint, **how))
+        keepers = [owners.again] if owners else []
         for name in trained_encoders:
             encoder = getattr(family.pipe, name)
-            encoder.gradient_checkpointing_enable(how)
+            encoder.gradient_checkpointing_enable(_checkpointing(keepers))
             encoder.train()
+        keepers.append(lambda: Injection.of(family.model).words.again())
+        family.model.enable_gradient_checkpointing(partial(checkpoint, **_checkpointing(keepers)))
+
+
+_Contexts = tuple[AbstractContextManager[None], AbstractContextManager[None]]
+"""Of a computation, and of the same again."""
+
+
+def _checkpointing(keepers: Sequence[Callable[[], _Contexts]]) -> dict[str, Any]:
+    """Of `torch.utils.checkpoint`: what is computed again finds what it found before."""
+
+    def contexts() -> _Contexts:
+        return nullcontext(), _all([again for _, again in (keeper() for keeper in keepers)])
+
+    return {"use_reentrant": False, "context_fn": contexts} if keepers else {"use_reentrant": False}
+
+
+@contextmanager
+def _all(contexts: Sequence[AbstractContextManager[None]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield

@@ -118,9 +118,10 @@ class Stage:
         """Whether prompts are encoded once for all."""
         return self._config.pre_compute_text_embeddings and not self._trained
 
-    def put_on(self, name: str, undo: contextlib.ExitStack) -> Subject:
-        """An adapter to train; `undo` takes it off again."""
-        identifier = self._config.train_identifier
+    def put_on(self, name: str, identifier: str | None, undo: contextlib.ExitStack) -> Subject:
+        """An adapter to train, with a word where its prompts say an identifier; `undo` takes it off
+        again.
+        """
         with timed(self.seconds, "singular vectors"), main_first(self._accelerator):
             # The main process fills the cache; the others find the basis there.
             subject = Subject(

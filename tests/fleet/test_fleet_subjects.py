@@ -61,10 +61,6 @@ def test_lines_differ_in_what_they_say(here: Path) -> None:
         ([REX | {"priority": "high"}], r"line 1 \(rex\) has priority 'high', expected a whole"),
         ([REX | {"priority": True}], r"priority 'True'"),
         ([REX | {"output_dir": "x"}], r"line 1 \(rex\) has output_dir, which a fleet chooses"),
-        (
-            [REX | {"train_identifier": "sks"}],
-            "'rex' has train_identifier 'sks'",
-        ),
         ([REX | {"name": "fleet.jsonl"}], "is the name of a file of the fleet's"),
     ],
 )

@@ -89,9 +89,20 @@ def assert_alike(found: Tensor, expected: Tensor, tolerance: float = 1e-3) -> No
         {"train_text_encoder": True, "with_base_prior": True, "class_prompt": "a dog"},
         {"budget": 70, "gradient_accumulation_steps": 2, "use_ema": True},
         {"target": ["all"], "rank": "0.9", "cache_latents": False, "offload": True},
+        {"train_identifier": "a", "gradient_checkpointing": True, "aspect_buckets": True},
+        {"train_identifier": "photo", "with_base_prior": True, "class_prompt": "a dog"},
         {"with_prior_preservation": True, "class_prompt": "a dog", "num_class_images": 2},
     ],
-    ids=["text encoder", "checkpointing, buckets", "base prior", "budget", "all layers", "prior"],
+    ids=[
+        "text encoder",
+        "checkpointing, buckets",
+        "base prior",
+        "budget",
+        "all layers",
+        "words",
+        "words, base prior",
+        "prior",
+    ],
 )
 def test_each_is_trained_as_alone(changes: dict[str, Any], tmp_path: Path) -> None:
     configs = make_configs(tmp_path, **changes)
