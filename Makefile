@@ -23,7 +23,7 @@ demo: $(VENV)/core
 	$(BIN)/python train_dreambooth_svfit.py \
 	    --pretrained_model_name_or_path=samples/toybox_flow \
 	    --instance_data_dir=$(SUBJECT) --instance_prompt="a photo of sks $(CLASS)" \
-	    --target all --learning_rate=0.06 \
+	    --target all --learning_rate=0.06 --train_identifier=sks --output_strength=0.45 \
 	    --validation_prompt "a photo of sks $(CLASS)" "a photo of sks $(CLASS) on the beach" \
 	        "a photo of sks $(CLASS) in the snow" "a photo of sks $(CLASS) in the jungle" \
 	    --validation_steps=1000 --num_validation_images=1 \

@@ -20,7 +20,7 @@ as version 2.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -86,6 +86,18 @@ class Adapter:
         values = [delta for paths in self.deltas.values() for delta in paths.values()]
         values += [word.vectors for word in self.words.values()]
         return sum(int(own.count_nonzero()) for own in values)
+
+
+def scaled(adapter: Adapter, strength: float) -> Adapter:
+    """An adapter that does at strength 1 what this one does at a strength."""
+    if strength == 1:
+        return adapter
+    deltas, sketches = (
+        {c: {path: vector * strength for path, vector in own.items()} for c, own in parts.items()}
+        for parts in (adapter.deltas, adapter.sketches)
+    )
+    words = {c: replace(w, vectors=w.vectors * strength) for c, w in adapter.words.items()}
+    return replace(adapter, deltas=deltas, sketches=sketches, words=words)
 
 
 def state_dict(adapter: Adapter) -> dict[str, Tensor]:

@@ -188,6 +188,7 @@ class TrainingConfig:
     logit_mean: float = setting(0.0, "Mean of logit_normal.")
     logit_std: float = setting(1.0, "Standard deviation of logit_normal.")
     mode_scale: float = setting(1.29, "How far mode departs from uniform times.")
+    output_strength: float | None = setting(None, "Draw and save what was learned times this.")
     use_ema: bool = setting(False, "Draw with and save a running mean of the shifts.")
     ema_decay: float = setting(0.99, "Decay of that mean for each step.")
 
@@ -223,9 +224,7 @@ class TrainingConfig:
 
     # Keeping
     checkpointing_steps: int | None = setting(
-        None,
-        "Save a resumable checkpoint every so many steps; default: 100, or a twentieth of the run "
-        "if that is more, and after the last.",
+        None, "Steps between checkpoints; default: 100, or 1/20 of a long run, and after the last."
     )
     checkpoints_total_limit: int | None = setting(None, "Checkpoints to keep.")
     resume_from_checkpoint: str | None = setting(

@@ -110,6 +110,7 @@ _POSITIVE = frozenset(
     {
         "learning_rate",
         "text_encoder_lr",
+        "output_strength",
         "max_grad_norm",
         "adam_epsilon",
         "lr_power",

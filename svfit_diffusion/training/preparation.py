@@ -100,7 +100,9 @@ class Preparation:
         self.seconds = {} if stage else self.stage.seconds
         self.total_steps = self._total_steps(sum(photo.repeats for photo in photos))
         with contextlib.ExitStack() as undo:
-            self.subject = self.stage.put_on(name, config.train_identifier, undo)
+            self.subject = self.stage.put_on(
+                name, config.train_identifier, config.output_strength, undo
+            )
             parameters, shifts = self.subject.parameters(), self.subject.shifts()
             self.pruner = Pruner(shifts, config.budget, self.total_steps) if config.budget else None
             self.average = EMAModel(parameters, decay=config.ema_decay) if config.use_ema else None

@@ -118,9 +118,16 @@ class Stage:
         """Whether prompts are encoded once for all."""
         return self._config.pre_compute_text_embeddings and not self._trained
 
-    def put_on(self, name: str, identifier: str | None, undo: contextlib.ExitStack) -> Subject:
-        """An adapter to train, with a word where its prompts say an identifier; `undo` takes it off
-        again.
+    def put_on(
+        self, name: str, identifier: str | None, strength: float | None, undo: contextlib.ExitStack
+    ) -> Subject:
+        """An adapter to train.
+
+        Args:
+            name: of it.
+            identifier: where prompts say this, it learns a word of its own.
+            strength: to draw with it; 1 if not given.
+            undo: takes it off again.
         """
         with timed(self.seconds, "singular vectors"), main_first(self._accelerator):
             # The main process fills the cache; the others find the basis there.
@@ -131,6 +138,7 @@ class Stage:
                 show_progress=self._show_progress,
                 name=name,
                 owners=self.owners,
+                strength=1.0 if strength is None else strength,
                 word=new_word(self.family, identifier) if identifier is not None else None,
             )
         undo.callback(subject.withdraw)

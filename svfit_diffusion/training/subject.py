@@ -32,6 +32,7 @@ class Subject:
         name: of the adapter.
         owners: whose rows are whose, if others are trained in the same pass; they have the same
             rank and targets, and share what is kept of the basis.
+        strength: to draw with.
         word: of the subject's own, for the first of the models, and the encoder of its text.
 
     Raises:
@@ -42,6 +43,7 @@ class Subject:
         models: as given.
         name: as given.
         owners: as given.
+        strength: as given.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Subject:
         show_progress: bool,
         name: str = ADAPTER_NAME,
         owners: RowOwners | None = None,
+        strength: float = 1.0,
         word: tuple[OwnWord, nn.Module] | None = None,
     ) -> None:
         if name in components.adapter_names(models):
@@ -62,6 +65,7 @@ class Subject:
         self.models = models
         self.name = name
         self.owners = owners
+        self.strength = strength
         others = owners.names if owners else []
         try:
             for model in models.values():
@@ -122,6 +126,7 @@ class Subject:
         for injection in self.injections.values():
             if self.owners is None:
                 injection.set_enabled(True)
+                injection.set_active({self.name: 1.0 if trainable else self.strength})
                 injection.set_trainable(self.name, trainable)
                 continue
             for _, parameter in injection.sigma_parameters(self.name):
@@ -129,7 +134,7 @@ class Subject:
             if trainable:
                 injection.set_active(dict.fromkeys(self.owners.names, 1.0), self.owners)
             else:
-                injection.set_active({self.name: 1.0})
+                injection.set_active({self.name: self.strength})
             injection.set_enabled(True)
 
     @contextlib.contextmanager

@@ -25,7 +25,7 @@ from torch import nn
 
 from svfit_diffusion.adapters.components import collect_adapter, without_idle_layers
 from svfit_diffusion.errors import StateError
-from svfit_diffusion.files.adapter import WEIGHTS_NAME, Adapter, write_adapter
+from svfit_diffusion.files.adapter import WEIGHTS_NAME, Adapter, scaled, write_adapter
 from svfit_diffusion.training.config import TrainingConfig
 from svfit_diffusion.training.metadata import adapter_metadata
 from svfit_diffusion.training.optimization import make_optimizer
@@ -233,6 +233,7 @@ class Trainer:
         )
         with self._preparation.preview.averaged():
             whole = collect_adapter(models, self.subject.name, metadata)
+        whole = scaled(whole, self.subject.strength)
         if self.pruner is None:
             return whole
         return without_idle_layers(models, self.subject.name, whole)

@@ -45,6 +45,31 @@ def test_what_is_saved_draws_what_was_learned(tmp_path: Path, encoder: bool) -> 
     assert not torch.equal(expected, base)
 
 
+@pytest.mark.parametrize("word", [WORD, {}])
+def test_what_is_saved_and_drawn_is_of_the_strength_asked_for(
+    tmp_path: Path, word: dict[str, Any]
+) -> None:
+    prompt = "a photo of sks dog"
+    trainer = make_trainer(tmp_path, 2, **word, output_strength=0.4, train_text_encoder=True)
+    with trainer.generating() as pipe:
+        drawn = draw(pipe, prompt)
+    advance(trainer, 2)  # as if nothing had been drawn
+    straight = make_trainer(tmp_path, 4, **word, train_text_encoder=True)
+    assert torch.equal(shifts(trainer), shifts(straight))
+    other = tiny.make_tiny_pipeline()
+    other.set_progress_bar_config(disable=True)
+    half = make_trainer(tmp_path, 2, **word, train_text_encoder=True).save(tmp_path / "whole")
+    other.load_svfit_weights(half, "whole", show_progress=False)
+    other.set_svfit_adapters("whole", 0.4)
+    assert torch.equal(draw(other, prompt), drawn)
+    other.unload_svfit_weights()
+    with trainer.generating() as pipe:
+        drawn = draw(pipe, prompt)
+    other.load_svfit_weights(trainer.save(tmp_path), show_progress=False)
+    # Scaled before or after it is cast: the last bits.
+    torch.testing.assert_close(draw(other, prompt), drawn, rtol=0, atol=1e-4)
+
+
 def test_a_transformer_learns_too(tmp_path: Path) -> None:
     config = make_config(tmp_path, **WORD, resolution=32)
     trainer = Trainer(config, pipe=flux(), show_progress=False)
