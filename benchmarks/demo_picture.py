@@ -3,7 +3,7 @@
 python -m benchmarks.demo_picture
 
 Rerun it after a change of the base or of the sample adapter; it writes `docs/assets/demo.png`. The
-seed is the one of 0 to 3 whose pictures came out best, and so is the strength.
+seed is the one of 0 to 3 whose pictures came out best.
 """
 
 from __future__ import annotations
@@ -31,15 +31,14 @@ _TEXT = 25
 _LINE = _TEXT + _MARGIN
 
 
-def draw(base: Path, adapter: Path, strength: float, subject: Path, seed: int) -> Image.Image:
+def draw(base: Path, adapter: Path, subject: Path, seed: int) -> Image.Image:
     """The photos on the left; on the right a column per scene, the base above, adapted below."""
     prompt = json.loads((subject / "subject.json").read_text(encoding="utf-8"))["instance_prompt"]
     prompts = [prompt + scene for scene in _SCENES]
     pipe: Any = DiffusionPipeline.from_pretrained(base)
     pipe.set_progress_bar_config(disable=True)
     before = _drawn(pipe, prompts, seed)
-    pipe.load_svfit_weights(adapter, "subject")
-    pipe.set_svfit_adapters("subject", strength)
+    pipe.load_svfit_weights(adapter)
     after = _drawn(pipe, prompts, seed)
     photos: list[Image.Image] = [Image.open(path) for path in sorted(subject.glob("*.png"))[:4]]
     return _laid_out(photos, prompts, before, after)
@@ -103,18 +102,11 @@ def main() -> None:
     samples = ROOT / "samples"
     parser.add_argument("--base", type=Path, default=samples / "toybox_flow")
     parser.add_argument("--adapter", type=Path, default=samples / "adapters" / "flow_school_bus")
-    parser.add_argument("--strength", type=float, default=0.6)
     parser.add_argument("--subject", type=Path, default=samples / "flow_subjects" / "school_bus")
-    parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
-    picture = draw(
-        arguments.base,
-        arguments.adapter,
-        arguments.strength,
-        arguments.subject,
-        arguments.seed,
-    )
+    picture = draw(arguments.base, arguments.adapter, arguments.subject, arguments.seed)
     picture.save(arguments.output, optimize=True)
     print(arguments.output)
 
