@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,10 @@ def build_album(services: Services, chosen: gr.State, line: gr.HTML) -> None:
         return *find(text, favourites_only), gr.update(value=_UNLIKE if is_liked else _LIKE)
 
     quick: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
-    for listen in (fold.expand, words.change, only.change):
-        explaining(listen, find, [words, only], [pictures, shown], problem, **quick)
+    # One event, so that an answer to what was asked before never comes after the last.
+    asked = functools.partial(gr.on, [fold.expand, words.change, only.change])
+    last = {"trigger_mode": "always_last", **quick}
+    explaining(asked, find, [words, only], [pictures, shown], problem, **last)
     picked = [chosen, line, like]
     explaining(pictures.select, choose, shown, picked, problem, **EACH_CHOICE, **quick)
     explaining(like.click, toggle, [chosen, words, only], [pictures, shown, like], problem, **quick)

@@ -11,6 +11,9 @@ from typing import Any
 import gradio as gr
 import pytest
 from app_server import LONG, AppServer, choose, chosen, open_tab, unfold, write_random_adapter
+from PIL import Image
+
+from app.picture import PictureSettings
 
 
 @pytest.fixture
@@ -39,6 +42,31 @@ def newcomer(app_server: AppServer, tmp_path: Path) -> Iterator[Path]:
     """The file of an adapter that is not in the library, and will not be after the test."""
     yield write_random_adapter(tmp_path / "newcomer.safetensors", 9)
     app_server.services.library.delete("newcomer")
+
+
+def test_what_was_asked_of_the_album_last_is_shown(
+    visit: Callable[..., Any], app_server: AppServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    album, released = app_server.services.album, threading.Event()
+    for seed, prompt in ((903, "an ocelot at sea"), (904, "a lynx at sea")):
+        album.keep(Image.new("RGB", (16, 16), "teal"), PictureSettings(prompt, seed=seed, steps=3))
+    find = album.find
+
+    def slow(text: str = "", *args: Any, **kwargs: Any) -> Any:
+        if not text:
+            assert released.wait(LONG / 1000)
+        return find(text, *args, **kwargs)
+
+    monkeypatch.setattr(album, "find", slow)
+    page = visit()
+    with page.expect_request("**/run/predict*"):
+        page.click("#generate-album button")
+    page.locator("#generate-find input, #generate-find textarea").fill("ocelot")
+    page.wait_for_timeout(1000)  # the words are on their way, if nothing holds them
+    released.set()
+    page.locator("#generate-pictures img[alt*='ocelot']").wait_for()
+    page.wait_for_timeout(1000)
+    assert page.locator("#generate-pictures .gallery-item").count() == 1
 
 
 @pytest.mark.parametrize(
