@@ -35,6 +35,7 @@ class WordReading:
         owners: whose rows are whose, if each word acts on rows of its own.
 
     Attributes:
+        weights: as given.
         texts: as given; another encoder's may take their place.
         paused: whether no word acts for a while.
     """
@@ -50,7 +51,7 @@ class WordReading:
     ) -> None:
         self._model = model
         self._words = dict(words)
-        self._weights = dict(weights)
+        self.weights = dict(weights)
         self.texts = texts
         self._gain = gain
         self._owners = owners
@@ -115,11 +116,11 @@ class WordReading:
             raise StateError(
                 f"the text did not come from the pipeline's {self._readers.encoder} as it is, or "
                 f"was made before the adapter was loaded, so that nobody can tell where it names "
-                f"the subject, and adapter {', '.join(map(repr, self._weights))} has a word of its "
+                f"the subject, and adapter {', '.join(map(repr, self.weights))} has a word of its "
                 f"own: give prompts, or embeddings of pipe.encode_prompt; no weighted prompts, and "
                 f"no clip_skip"
             )
-        for name, weight in self._weights.items():
+        for name, weight in self.weights.items():
             word = self._beside(name, text)
             said = places_of(word.tokens, tokens).to(text.device) & self._rows_of(name, text)
             if bool(said.any()):

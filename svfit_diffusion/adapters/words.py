@@ -46,7 +46,6 @@ class OwnWords:
         self._words: dict[str, OwnWord] = {}
         self._texts: SeenTexts | None = None
         self._reading: WordReading | None = None
-        self._weights: dict[str, float] = {}
 
     @property
     def names(self) -> list[str]:
@@ -56,7 +55,7 @@ class OwnWords:
     @property
     def acting(self) -> list[str]:
         """Of those whose word acts."""
-        return list(self._weights)
+        return list(self._reading.weights) if self._reading else []
 
     def of(self, adapter_name: str) -> OwnWord | None:
         """An adapter's word as it is now, on the CPU."""
@@ -93,7 +92,6 @@ class OwnWords:
         """Forget the words of adapters that no longer act."""
         for name in adapter_names:
             self._words.pop(name, None)
-            self._weights.pop(name, None)
         if not self._words:
             self._watch(None)
 
@@ -121,16 +119,14 @@ class OwnWords:
             weights: of adapters, by name.
             owners: whose rows are whose, if each acts on rows of its own.
         """
-        self._weights = {n: w for n, w in weights.items() if w != 0 and n in self._words}
+        here = {n: w for n, w in weights.items() if w != 0 and n in self._words}
         if self._reading:
             self._reading.close()
             self._reading = None
-        if self._weights:
+        if here:
             assert self._texts is not None
-            acting = {name: self._words[name] for name in self._weights}
-            self._reading = WordReading(
-                self.model, acting, self._weights, self._texts, self._gain, owners
-            )
+            words = {name: self._words[name] for name in here}
+            self._reading = WordReading(self.model, words, here, self._texts, self._gain, owners)
 
     @property
     def paused(self) -> bool:

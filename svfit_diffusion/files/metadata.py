@@ -65,7 +65,7 @@ class AdapterMetadata:
         values: dict[str, Any] = {}
         for name, default in vars(cls()).items():
             if name in header:
-                parse = _parse_object if isinstance(default, dict) else _checked_text
+                parse = parse_object if isinstance(default, dict) else _checked_text
                 values[name] = parse(name, header[name])
         return cls(**values)
 
@@ -79,7 +79,8 @@ def _checked_text(name: str, text: str) -> str:
     return text
 
 
-def _parse_object(name: str, text: str) -> dict[str, Any]:
+def parse_object(name: str, text: str) -> dict[str, Any]:
+    """The JSON object in an entry of a file's header; `CheckpointError` if there is none."""
     try:
         value = parse_json(text)
     except ValueError as error:

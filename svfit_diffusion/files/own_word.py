@@ -16,7 +16,7 @@ from torch import Tensor
 
 from svfit_diffusion.errors import CheckpointError
 from svfit_diffusion.files.adapter_tensors import WORD, split_suffix
-from svfit_diffusion.files.json_text import parse_json
+from svfit_diffusion.files.metadata import parse_object
 
 _KEY = "own_words"
 _MOST_TOKENS = 64
@@ -56,23 +56,13 @@ def words_in(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> dict[s
         for component, suffix in [split_suffix(name)]
         if suffix == WORD
     }
-    said = _said(header.get(_KEY, "{}"))
+    said = parse_object(_KEY, header.get(_KEY, "{}"))
     if said.keys() != vectors.keys():
         raise CheckpointError(
             f"it holds vectors of words for {', '.join(vectors) or 'no component'}, and says whose "
             f"they are for {', '.join(said) or 'none'}: load the file, not its tensors alone"
         )
     return {c: OwnWord(*_identified(c, said[c]), vectors[c]) for c in vectors}
-
-
-def _said(text: str) -> dict[str, Any]:
-    try:
-        said = parse_json(text)
-    except ValueError as error:
-        raise CheckpointError(f"adapter metadata {_KEY!r} is not valid JSON: {error}") from None
-    if not isinstance(said, dict):
-        raise CheckpointError(f"adapter metadata {_KEY!r} should be an object, got {text[:80]!r}")
-    return said
 
 
 def _identified(component: str, said: Any) -> tuple[str, tuple[int, ...]]:

@@ -19,6 +19,9 @@ from svfit_diffusion.families import Family
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 """What the base is cast to, by the name of a mixed precision."""
 
+_Contexts = tuple[AbstractContextManager[None], AbstractContextManager[None]]
+"""Of a computation, and of the same again."""
+
 
 def freeze(
     family: Family,
@@ -46,17 +49,19 @@ def freeze(
     if checkpointing or family.needs_training_mode:
         family.model.train()
     if checkpointing:
-        keepers = [owners.again] if owners else []
+        kept = [owners.again] if owners else []
         for name in trained_encoders:
             encoder = getattr(family.pipe, name)
-            encoder.gradient_checkpointing_enable(_checkpointing(keepers))
+            encoder.gradient_checkpointing_enable(_checkpointing(kept))
             encoder.train()
-        keepers.append(lambda: Injection.of(family.model).words.again())
-        family.model.enable_gradient_checkpointing(partial(checkpoint, **_checkpointing(keepers)))
+        how = _checkpointing([*kept, partial(_words_again, family.model)])
+        family.model.enable_gradient_checkpointing(partial(checkpoint, **how))
 
 
-_Contexts = tuple[AbstractContextManager[None], AbstractContextManager[None]]
-"""Of a computation, and of the same again."""
+def _words_again(denoiser: nn.Module) -> _Contexts:
+    """As `OwnWords.again`, of the adapters that are on a denoiser by then."""
+    injection = Injection.find(denoiser)
+    return injection.words.again() if injection else (nullcontext(), nullcontext())
 
 
 def _checkpointing(keepers: Sequence[Callable[[], _Contexts]]) -> dict[str, Any]:

@@ -76,7 +76,6 @@ class Subject:
             if word:
                 denoiser = Injection.of(next(iter(models.values())))
                 denoiser.words.add(name, *word)
-                denoiser.select(denoiser.selection)
         except BaseException:
             self.withdraw()
             raise
@@ -126,8 +125,12 @@ class Subject:
         for injection in self.injections.values():
             if self.owners is None:
                 injection.set_enabled(True)
-                injection.set_active({self.name: 1.0 if trainable else self.strength})
+                # Strengths change while shifts are live, where no weights have to be made for it.
+                if not trainable:
+                    self._act(injection, self.strength)
                 injection.set_trainable(self.name, trainable)
+                if trainable:
+                    self._act(injection, 1.0)
                 continue
             for _, parameter in injection.sigma_parameters(self.name):
                 parameter.requires_grad_(trainable)
@@ -136,6 +139,11 @@ class Subject:
             else:
                 injection.set_active({self.name: self.strength})
             injection.set_enabled(True)
+
+    def _act(self, injection: Injection, strength: float) -> None:
+        """Let the adapter alone act on a model, at a strength."""
+        if injection.selection.weights != {self.name: strength}:
+            injection.set_active({self.name: strength})
 
     @contextlib.contextmanager
     def absent(self) -> Iterator[None]:
