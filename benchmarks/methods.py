@@ -157,6 +157,18 @@ IDEAS: Sequence[Method] = (
         _WORD_RATES,
         "with a word of its own",
     ),
+    Method(
+        "SVFit, all layers, own word",
+        with_own_word(svfit(1.0, "all", budget(share=0.75))),
+        _WORD_RATES,
+        "with a word of its own",
+    ),
+    Method(
+        "SVFit, all layers, budget 2000, own word",  # the smallest file that a word goes with
+        with_own_word(svfit(1.0, "all", budget(2000))),
+        _WORD_RATES,
+        "with a word of its own",
+    ),
     Method("word alone", with_own_word(nothing), _WORD_RATES, "with a word of its own"),
     Method(
         "LoRA, r=8, own word",
