@@ -49,7 +49,7 @@ def with_own_word(adapt: Adapt, gain: float = GAIN) -> Adapt:
             tokenizer = getattr(pipe, readers.encoder.replace("text_encoder", "tokenizer"))
             tokens = tuple(tokenizer(_IDENTIFIER, add_special_tokens=False).input_ids)
             encoder = getattr(pipe, readers.encoder)
-            words.add(_NAME, OwnWord(_IDENTIFIER, tokens, vectors), encoder)
+            words.add(_NAME, OwnWord(_IDENTIFIER, (tokens,), vectors), encoder)
             words.put({_NAME: 1.0})
             try:
                 yield

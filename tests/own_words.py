@@ -48,7 +48,7 @@ def worded(component: str, seed: int = 0, identifier: str = "sks") -> Adapter:
     shape = _vectors_shape(pipe, component)
     vectors = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * _SIZES[base]
     tokens = _tokenizer(pipe, component)(identifier, add_special_tokens=False).input_ids
-    return replace(adapter, words={component: OwnWord(identifier, tuple(tokens), vectors)})
+    return replace(adapter, words={component: OwnWord(identifier, (tuple(tokens),), vectors)})
 
 
 def saved(adapter: Adapter, folder: Path) -> Path:
@@ -86,7 +86,9 @@ def by_hand(
     pipe = merge_pipeline(pipe, replace(adapters[0][0], deltas=deltas)) if merge else pipe
     (component,) = adapters[0][0].words
     words = [(adapter.words[component], strength) for adapter, strength in adapters]
-    said = [_said(_tokenizer(pipe, component), prompts, w.tokens, component) for w, _ in words]
+    said = [
+        _said(_tokenizer(pipe, component), prompts, w.spellings[0], component) for w, _ in words
+    ]
     for index, reader in enumerate(_readers(pipe, component)):
         told = [(own, w.vectors[index] * s) for own, (w, s) in zip(said, words, strict=True)]
         reader.forward = functools.partial(_reading, reader.forward, told)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from svfit_diffusion.adapters.patches import runs_fused
-from svfit_diffusion.adapters.readers import readers_of, text_in, with_text
+from svfit_diffusion.adapters.readers import readers_of, text_in, text_read, with_text
 from svfit_diffusion.adapters.rows import RowOwners
 from svfit_diffusion.adapters.texts import SeenTexts, places_of
 from svfit_diffusion.errors import StateError
@@ -122,7 +122,7 @@ class WordReading:
             )
         for name, weight in self.weights.items():
             word = self._beside(name, text)
-            said = places_of(word.tokens, tokens).to(text.device) & self._rows_of(name, text)
+            said = places_of(word.spellings, tokens).to(text.device) & self._rows_of(name, text)
             if bool(said.any()):
                 after = said.roll(1, 1) & ~said
                 yield weight, word.vectors, torch.stack([said, after][: self._readers.places])
@@ -156,9 +156,10 @@ class WordReading:
 
     def _add(self, index: int, reader: Any, args: Any, kwargs: Any) -> Any:
         acting = self._acting.get(threading.get_ident(), self._latest)
-        text = text_in(reader, args, kwargs) if acting else None
-        if text is None:
+        if not acting:
             return None
+        _, _, places = acting[0]
+        text = text_read(reader, args, kwargs, tokens=places.shape[-1])
         size = self._gain * text.detach().square().mean(-1, keepdim=True).sqrt()
         for weight, vectors, places in acting:
             own = vectors[index].to(text.device, text.dtype)

@@ -105,7 +105,7 @@ class OwnWords:
             self._texts.close()
             self._texts = None
         if encoder is not None:
-            self._texts = SeenTexts(encoder)
+            self._texts = SeenTexts(encoder, readers_of(self.model).layers)
             setattr(encoder, _ATTRIBUTE, [*getattr(encoder, _ATTRIBUTE, ()), self])
             if self._reading:
                 self._reading.texts = self._texts

@@ -25,15 +25,24 @@ def new_word(family: Family, identifier: str) -> tuple[OwnWord, nn.Module]:
         ConfigError: the base has no place for it, or its tokenizer does not know the identifier.
     """
     readers = readers_of(family.model)
+    encoder = family.encoders.get(readers.encoder)
+    if encoder is None:
+        raise ConfigError(
+            f"the base model has no {readers.encoder}, which reads train_identifier {identifier!r} "
+            f"in models of its kind: load it whole, or train without train_identifier"
+        )
     tokenizer = getattr(family.pipe, readers.encoder.replace("text_encoder", "tokenizer"))
-    tokens = tuple(tokenizer(identifier, add_special_tokens=False).input_ids)
-    if not tokens or tokenizer.unk_token_id in tokens:
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor's, of pictures and text
+    # A byte-level tokenizer writes a word in another way behind a space than where a text begins.
+    written = (tokenizer(space + identifier, add_special_tokens=False) for space in ("", " "))
+    spellings = tuple(dict.fromkeys(tuple(ids.input_ids) for ids in written))
+    if not all(spellings) or any(tokenizer.unk_token_id in tokens for tokens in spellings):
         raise ConfigError(
             f"the base model's tokenizer does not know train_identifier {identifier!r}: take "
             f"another word, such as 'sks'"
         )
     vectors = nn.Parameter(torch.zeros(readers.shape))
-    return OwnWord(identifier, tokens, vectors), family.encoders[readers.encoder]
+    return OwnWord(identifier, spellings, vectors), encoder
 
 
 def check_said(identifier: str, photos: Sequence[Photo], class_prompt: str | None) -> None:

@@ -29,7 +29,7 @@ VECTORS = torch.arange(24.0).reshape(3, 2, 4) - 5
 
 
 def make_adapter() -> Adapter:
-    words = {"unet": OwnWord("sks dög", (7, 49407, 3), VECTORS)}
+    words = {"unet": OwnWord("sks dög", ((7, 49407, 3),), VECTORS)}
     return Adapter({"unet": {"a.to_q": torch.ones(2)}}, AdapterMetadata(), words=words)
 
 
@@ -38,7 +38,7 @@ def test_round_trip(tmp_path: Path) -> None:
     write_adapter(path, make_adapter())
     read = read_adapter(path)
     (word,) = read.words.values()
-    assert (word.identifier, word.tokens) == ("sks dög", (7, 49407, 3))
+    assert (word.identifier, word.spellings) == ("sks dög", ((7, 49407, 3),))
     assert torch.equal(word.vectors, VECTORS)
     assert read.parameter_count == 2 + VECTORS.count_nonzero()
     again = tmp_path / "again.safetensors"
@@ -85,7 +85,11 @@ def test_bad_vectors(kind: str) -> None:
         '{"unet": {"identifier": "sks", "tokens": [-1]}}',
         '{"unet": {"identifier": 3, "tokens": [1]}}',
         '{"transformer": {"identifier": "sks", "tokens": [1]}}',
+        '{"unet": {"identifier": "sks", "tokens": [[1], []]}}',
+        '{"unet": {"identifier": "sks", "tokens": [[1], 2]}}',
+        '{"unet": {"identifier": "sks", "tokens": [1, [2]]}}',
         json.dumps({"unet": {"identifier": "sks", "tokens": [1] * 65}}),
+        json.dumps({"unet": {"identifier": "sks", "tokens": [[1]] * 5}}),
     ],
 )
 def test_bad_headers(said: Any) -> None:

@@ -47,6 +47,6 @@ def test_fewer_values_and_marks_of_the_base_leave_the_word(tmp_path: Path) -> No
     pipe, adapter = make_pipe("unet"), worded("unet")
     reduced = with_base(pipe, reduce_adapter(saved(adapter, tmp_path), budget=20).adapter)
     word, before = reduced.words["unet"], adapter.words["unet"]
-    assert (word.tokens, word.identifier) == (before.tokens, before.identifier)
+    assert (word.spellings, word.identifier) == (before.spellings, before.identifier)
     assert word.vectors.equal(before.vectors)
     assert reduced.parameter_count == 20 + word.vectors.count_nonzero()

@@ -10,7 +10,10 @@ import tiny
 import torch
 from own_words import draw
 from tiny_pipelines.flux import flux
+from tiny_pipelines.pixart import pixart_sigma
+from tiny_pipelines.qwen_image import qwen_image
 from tiny_pipelines.stable_diffusion import sd3, sdxl
+from tiny_pipelines.z_image import z_image
 from tiny_training import advance, make_config, make_trainer, shifts
 
 from svfit_diffusion import ConfigError, DataError
@@ -77,7 +80,9 @@ def test_a_transformer_learns_too(tmp_path: Path) -> None:
     assert (vectors(trainer).abs().amax(-1) > 0).all()
 
 
-@pytest.mark.parametrize("base", [tiny.make_tiny_pipeline, sdxl, flux])
+@pytest.mark.parametrize(
+    "base", [tiny.make_tiny_pipeline, sdxl, flux, sd3, qwen_image, pixart_sigma]
+)
 def test_gradient_checkpointing_changes_nothing(tmp_path: Path, base: Any) -> None:
     found = []
     for checkpointing in (False, True):
@@ -153,5 +158,5 @@ def test_bad_settings(
 
 
 def test_bases_that_have_no_place_for_it(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is for Stable Diffusion 1, 2 and XL"):
-        Trainer(make_config(tmp_path, **WORD), pipe=sd3(), show_progress=False)
+    with pytest.raises(ConfigError, match="is for Stable Diffusion 1, 2, XL and 3"):
+        Trainer(make_config(tmp_path, **WORD), pipe=z_image(), show_progress=False)
