@@ -215,6 +215,7 @@ class Applied:
             watch = layout.see if is_denoiser and projections else None
             self._patches.put(patched, self._modules(), watch)
             self._added.put(added)
+            self._words.put_by_prompt(mixes, layout)
             yield
         finally:
             self._patches.remove()

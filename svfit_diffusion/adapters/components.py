@@ -42,11 +42,6 @@ def adapter_names(models: Models) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def names_with_words(models: Models) -> set[str]:
-    """Names of the adapters that have a word of their own, which cannot be given per prompt."""
-    return {name for injection in injections(models).values() for name in injection.words.names}
-
-
 def check_names(models: Models, names: Sequence[str]) -> None:
     """Raise `AdapterNameError` if one of `names` is on none of the models."""
     check_known(names, adapter_names(models))

@@ -230,7 +230,6 @@ class Injection(Registry):
         if not self.selection.enabled:
             raise StateError("adapters are disabled; call enable_svfit() first")
         check_known([name for mix in mixes for name in mix], self._deltas)
-        self.words.refuse([name for mix in mixes for name in mix], "give adapters per prompt")
         before = self.selection
         with self.applied.rows(mixes, layout, is_denoiser=is_denoiser):
             self.selection = replace(before, mixing=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from svfit_diffusion.adapters.patches import runs_fused
 from svfit_diffusion.adapters.readers import readers_of, text_in, text_read, with_text
-from svfit_diffusion.adapters.rows import RowOwners
 from svfit_diffusion.adapters.texts import SeenTexts, places_of
 from svfit_diffusion.errors import StateError
 from svfit_diffusion.files.own_word import OwnWord
 
-_Acting = list[tuple[float, Tensor, Tensor]]
-"""Strength and vectors of each word that a text says, and where: `(places, batch, tokens)`."""
+Strengths = Callable[[str, int], Tensor]
+"""How strongly an adapter's word acts on each of so many rows of a batch, `(rows,)`."""
+
+_Acting = list[tuple[Tensor, Tensor]]
+"""Vectors of each word that a text says, and how strongly where: `(places, batch, tokens)`."""
 
 
 class WordReading:
@@ -29,13 +31,11 @@ class WordReading:
     Args:
         model: the denoiser.
         words: those that act, by adapter.
-        weights: how strongly, by adapter.
+        strengths: theirs.
         texts: those that the model may be given.
         gain: what a vector of ones adds, in sizes of the text.
-        owners: whose rows are whose, if each word acts on rows of its own.
 
     Attributes:
-        weights: as given.
         texts: as given; another encoder's may take their place.
         paused: whether no word acts for a while.
     """
@@ -44,17 +44,15 @@ class WordReading:
         self,
         model: nn.Module,
         words: Mapping[str, OwnWord],
-        weights: Mapping[str, float],
+        strengths: Strengths,
         texts: SeenTexts,
         gain: float,
-        owners: RowOwners | None,
     ) -> None:
         self._model = model
         self._words = dict(words)
-        self.weights = dict(weights)
+        self._strengths = strengths
         self.texts = texts
         self._gain = gain
-        self._owners = owners
         self.paused = False
         self._readers = readers_of(model)
         self._hooks: list[Any] = []
@@ -64,6 +62,11 @@ class WordReading:
         self._acting: dict[int, _Acting] = {}
         self._latest: _Acting = []
         self._hook()
+
+    @property
+    def names(self) -> list[str]:
+        """Of the adapters whose words act."""
+        return list(self._words)
 
     def close(self) -> None:
         """Have the model read texts alone."""
@@ -105,8 +108,8 @@ class WordReading:
         acting = [] if text is None else list(self._said_in(text))
         self._acting[threading.get_ident()] = self._latest = acting
 
-    def _said_in(self, text: Tensor) -> Iterator[tuple[float, Tensor, Tensor]]:
-        """Strength, vectors and places of each word in texts `(batch, tokens, width)`.
+    def _said_in(self, text: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Vectors of each word in texts `(batch, tokens, width)`, and how strongly where.
 
         Raises:
             StateError: nobody can tell what they say.
@@ -116,31 +119,24 @@ class WordReading:
             raise StateError(
                 f"the text did not come from the pipeline's {self._readers.encoder} as it is, or "
                 f"was made before the adapter was loaded, so that nobody can tell where it names "
-                f"the subject, and adapter {', '.join(map(repr, self.weights))} has a word of its "
+                f"the subject, and adapter {', '.join(map(repr, self.names))} has a word of its "
                 f"own: give prompts, or embeddings of pipe.encode_prompt; no weighted prompts, and "
                 f"no clip_skip"
             )
-        for name, weight in self.weights.items():
-            word = self._beside(name, text)
-            said = places_of(word.spellings, tokens).to(text.device) & self._rows_of(name, text)
-            if bool(said.any()):
+        for name in self._words:
+            said = places_of(self._words[name].spellings, tokens).to(text.device)
+            strengths = self._strengths(name, len(text)).to(text.device)[:, None]
+            if bool((said * strengths).any()):
                 after = said.roll(1, 1) & ~said
-                yield weight, word.vectors, torch.stack([said, after][: self._readers.places])
+                places = torch.stack([said, after][: self._readers.places])
+                yield self._vectors(name, text), places * strengths
 
-    def _beside(self, adapter_name: str, text: Tensor) -> OwnWord:
-        """A word where a text lies, kept there unless it is in training."""
+    def _vectors(self, adapter_name: str, text: Tensor) -> Tensor:
+        """A word's where a text lies, kept there unless they are in training."""
         word = self._words[adapter_name]
         if not isinstance(word.vectors, nn.Parameter):
             word = self._words[adapter_name] = replace(word, vectors=word.vectors.to(text.device))
-        return word
-
-    def _rows_of(self, adapter_name: str, text: Tensor) -> Tensor:
-        """Which rows of texts an adapter acts on, `(batch, 1)` bool."""
-        if self._owners is None:
-            return text.new_ones(1, 1, dtype=torch.bool)
-        parts = self._owners.parts(len(text))
-        own = torch.tensor([owner == adapter_name for owner in parts], device=text.device)
-        return own.repeat_interleave(len(text) // len(parts))[:, None]
+        return word.vectors
 
     def _check_readers(self) -> None:
         """Raise `StateError` if a reader is no longer run; follow those that were wrapped."""
@@ -158,13 +154,12 @@ class WordReading:
         acting = self._acting.get(threading.get_ident(), self._latest)
         if not acting:
             return None
-        _, _, places = acting[0]
+        _, places = acting[0]
         text = text_read(reader, args, kwargs, tokens=places.shape[-1])
         size = self._gain * text.detach().square().mean(-1, keepdim=True).sqrt()
-        for weight, vectors, places in acting:
-            own = vectors[index].to(text.device, text.dtype)
-            for vector, place in zip(own, places, strict=True):
-                text = text + weight * size * vector * place[..., None]
+        for vectors, places in acting:
+            for vector, strength in zip(vectors[index].to(text.device), places, strict=True):
+                text = text + (strength[..., None] * size * vector).to(text.dtype)
         return with_text(reader, args, kwargs, text)
 
 

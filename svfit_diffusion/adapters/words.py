@@ -8,16 +8,18 @@ adapter does.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import functools
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from svfit_diffusion.adapters.readers import readers_of
-from svfit_diffusion.adapters.reading import WordReading, refuse_words
-from svfit_diffusion.adapters.rows import RowOwners
+from svfit_diffusion.adapters.reading import Strengths, WordReading, refuse_words
+from svfit_diffusion.adapters.rows import RowLayout, RowOwners
 from svfit_diffusion.adapters.texts import SeenTexts
 from svfit_diffusion.calls import ask_always
 from svfit_diffusion.files.own_word import OwnWord
@@ -55,7 +57,7 @@ class OwnWords:
     @property
     def acting(self) -> list[str]:
         """Of those whose word acts."""
-        return list(self._reading.weights) if self._reading else []
+        return self._reading.names if self._reading else []
 
     def of(self, adapter_name: str) -> OwnWord | None:
         """An adapter's word as it is now, on the CPU."""
@@ -119,14 +121,33 @@ class OwnWords:
             weights: of adapters, by name.
             owners: whose rows are whose, if each acts on rows of its own.
         """
-        here = {n: w for n, w in weights.items() if w != 0 and n in self._words}
+        strengths = functools.partial(_by_owner, dict(weights), owners)
+        self._read([name for name, weight in weights.items() if weight != 0], strengths)
+
+    def put_by_prompt(self, mixes: Sequence[Mapping[str, float]], layout: RowLayout) -> None:
+        """Let words act on the rows of each prompt as strongly as its adapters do.
+
+        Args:
+            mixes: the adapters of each prompt.
+            layout: which rows of a batch are whose.
+        """
+
+        def strengths(name: str, rows: int) -> Tensor:
+            return torch.tensor([mixes[i].get(name, 0.0) for i in layout.prompt_of_rows(rows)])
+
+        self._read(
+            [name for mix in mixes for name, weight in mix.items() if weight != 0], strengths
+        )
+
+    def _read(self, adapter_names: Collection[str], strengths: Strengths) -> None:
+        """Have the words that there are of some adapters read, and no others."""
+        words = {name: self._words[name] for name in adapter_names if name in self._words}
         if self._reading:
             self._reading.close()
             self._reading = None
-        if here:
+        if words:
             assert self._texts is not None
-            words = {name: self._words[name] for name in here}
-            self._reading = WordReading(self.model, words, here, self._texts, self._gain, owners)
+            self._reading = WordReading(self.model, words, strengths, self._texts, self._gain)
 
     @property
     def paused(self) -> bool:
@@ -141,6 +162,22 @@ class OwnWords:
     def again(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """As `WordReading.again`."""
         return self._reading.again() if self._reading else (nullcontext(), nullcontext())
+
+
+def _by_owner(
+    weights: Mapping[str, float], owners: RowOwners | None, name: str, rows: int
+) -> Tensor:
+    """`Strengths` of words that act on all rows, or in training on those of their own."""
+    parts = owners.parts(rows) if owners else [name]
+    of_parts = [weights[name] * (owner == name) for owner in parts]
+    return torch.tensor(of_parts).repeat_interleave(rows // len(parts))
+
+
+def _by_prompt(
+    mixes: Sequence[Mapping[str, float]], layout: RowLayout, name: str, rows: int
+) -> Tensor:
+    """`Strengths` of words that act on the rows of prompts."""
+    return torch.tensor([mixes[prompt].get(name, 0.0) for prompt in layout.prompt_of_rows(rows)])
 
 
 def _check_call(pipe: Any) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from svfit_diffusion.adapters.components import models_of, names_with_words
 from svfit_diffusion.errors import BatchError, StateError
 from svfit_diffusion.serving.drawing import Drawing
 from svfit_diffusion.serving.picture import Picture
@@ -65,8 +64,7 @@ class Painter:
             watch: may raise, which ends the drawing.
             scheduler: kind of scheduler; the base model's own by default.
         """
-        worded = names_with_words(models_of(self._pipe))
-        if self.mixes and not any(worded & mix.keys() for mix in mixes):
+        if self.mixes:
             try:
                 with self._pipe.svfit_adapters_per_prompt(mixes):
                     return self._call(wanted, watch, scheduler)

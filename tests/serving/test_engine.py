@@ -58,17 +58,19 @@ def alone(wanted: Any) -> Any:
     return np.asarray(image, dtype=np.int16)
 
 
-def test_a_word_of_its_own_is_drawn_as_alone_and_the_others_go_on_together(
+def test_a_word_of_its_own_is_drawn_as_alone_together_with_others(
     make_engine: Any, library_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_adapter(library_folder / "worded.safetensors", worded("unet"))
     pipe = tiny.make_tiny_pipeline()
     pipe.load_svfit_weights(library_folder / "worded.safetensors", show_progress=False)
     engine = make_engine()
+    batches = batches_of(engine, monkeypatch)
     one = picture("worded", seed=3, prompt=NAMED)
     with held(engine):
         tickets = [engine.submit([p], "client")[0] for p in (one, picture("s0", seed=4))]
     found = pixels(tickets)
+    assert [len(batch) for batch in batches] == [2]
     image = pipe(
         NAMED,
         num_inference_steps=one.steps,
