@@ -76,6 +76,7 @@ _ALL_SIGMA_RATES = (0.01, 0.02, 0.05, 0.1)
 _LORA_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 _WORD_RATES = (0.01, 0.02, 0.05, 0.1)
 _ROTATION_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+_SMALL_ROTATION_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 _SCALE_RATES = (3e-3, 1e-2, 3e-2, 1e-1)
 
 METHODS: Sequence[Method] = (
@@ -101,7 +102,7 @@ METHODS: Sequence[Method] = (
     Method("LoRA, r=8", lora(8), _LORA_RATES, "LoRA"),
     Method("LoRA, r=1", lora(1), _LORA_RATES, "LoRA"),
     Method("PiSSA, r=8", lora(8, "pissa"), _LORA_RATES, "PiSSA"),
-    Method("OFT, r=8", peft(_oft), _ROTATION_RATES, "OFT"),
+    Method("OFT, r=8", peft(_oft), _SMALL_ROTATION_RATES, "OFT"),
     Method("PSOFT, r=16", peft(_psoft), _ROTATION_RATES, "PSOFT"),
     Method("TinyLoRA, u=192", peft(_tiny_lora), _SCALE_RATES, "TinyLoRA"),
     Method("(IA)³", peft(_ia3), _SCALE_RATES, "(IA)³"),
