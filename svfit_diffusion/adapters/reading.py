@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from svfit_diffusion.adapters.patches import runs_fused
 from svfit_diffusion.adapters.readers import readers_of, text_in, text_read, with_text
@@ -127,7 +128,7 @@ class WordReading:
             said = places_of(self._words[name].spellings, tokens).to(text.device)
             strengths = self._strengths(name, len(text)).to(text.device)[:, None]
             if bool((said * strengths).any()):
-                after = said.roll(1, 1) & ~said
+                after = functional.pad(said[:, :-1], (1, 0)) & ~said
                 places = torch.stack([said, after][: self._readers.places])
                 yield self._vectors(name, text), places * strengths
 
