@@ -50,7 +50,7 @@ class SeenTexts:
         given = args[0] if args else kwargs.get("input_ids")
         if given is None:  # embeddings, of which nobody can tell what they say
             return
-        tokens = list(given.clone())
+        tokens = list(given.to("cpu", copy=True))  # where they take nothing of a card
         mask = kwargs.get("attention_mask")
         ends = [given.shape[1]] * len(given) if mask is None else _ends(mask.bool())
         within = [row[:end] for row, end in zip(tokens, ends, strict=True)]
@@ -86,7 +86,7 @@ class SeenTexts:
                 return None
             if end:
                 said = seen[index][-end:]
-                tokens[row, end - len(said) : end] = said.cpu()
+                tokens[row, end - len(said) : end] = said
         return tokens
 
 
