@@ -34,7 +34,9 @@ _FRONT_METHODS = (
     "SVFit, all layers",
     "SVFit, all layers, as many",
     "SVFit, budget 1000",
+    "SVFit, rank 32",
     "SVFit, own word",
+    "SVFit, all layers, own word",
     "word alone",
     "LoRA, r=8",
     "LoRA, r=8, own word",
@@ -101,22 +103,24 @@ def _panels(labels: Collection[str]) -> tuple[Any, Any]:
 
 
 def _draw_fronts(rows: Sequence[Row]) -> Any:
-    """Methods as lines of drift against fidelity, from the base to full strength."""
-    figure, panels = plt.subplots(1, 2, figsize=(13, 6), layout="constrained")
-    keys = ("subject_fidelity", "prompt_fidelity")
-    for panel, key in zip(panels, keys, strict=True):
+    """Methods as lines from the base to full strength: what fidelity costs in drift, and one
+    fidelity against the other.
+    """
+    figure, panels = plt.subplots(1, 3, figsize=(17, 5.5), layout="constrained")
+    axes = (
+        ("drift", "subject_fidelity"),
+        ("drift", "prompt_fidelity"),
+        ("prompt_fidelity", "subject_fidelity"),
+    )
+    for panel, keys in zip(panels, axes, strict=True):
         for row in rows:
             if row["method"] in _FRONT_METHODS:
-                front = row["front"]
-                panel.plot(
-                    [point["mean"] for point in front["drift"]],
-                    [point["mean"] for point in front[key]],
-                    "o-" if row["family"].startswith("SVFit") else "s--",
-                    ms=4,
-                    label=row["method"],
-                )
-        panel.set_xlabel(_PANELS["drift"])
-        panel.set_ylabel(_PANELS[key])
+                points = ([point["mean"] for point in row["front"][key]] for key in keys)
+                style = "o-" if row["family"].startswith("SVFit") else "s--"
+                panel.plot(*points, style, ms=4, label=row["method"])
+        across, up = keys
+        panel.set_xlabel(_PANELS[across])
+        panel.set_ylabel(_PANELS[up])
         panel.grid(alpha=0.3)
     named = panels[0].get_legend_handles_labels()
     figure.legend(*named, loc="outside lower center", ncols=5, fontsize=9)  # lines fill the panels
