@@ -78,6 +78,7 @@ _WORD_RATES = (0.01, 0.02, 0.05, 0.1)
 _ROTATION_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 _SMALL_ROTATION_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 _SCALE_RATES = (3e-3, 1e-2, 3e-2, 1e-1)
+_SMALL_SCALE_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 
 METHODS: Sequence[Method] = (
     Method("none", nothing, (0.0,), "base"),
@@ -104,7 +105,7 @@ METHODS: Sequence[Method] = (
     Method("PiSSA, r=8", lora(8, "pissa"), _LORA_RATES, "PiSSA"),
     Method("OFT, r=8", peft(_oft), _SMALL_ROTATION_RATES, "OFT"),
     Method("PSOFT, r=16", peft(_psoft), _ROTATION_RATES, "PSOFT"),
-    Method("TinyLoRA, u=192", peft(_tiny_lora), _SCALE_RATES, "TinyLoRA"),
+    Method("TinyLoRA, u=192", peft(_tiny_lora), _SMALL_SCALE_RATES, "TinyLoRA"),
     Method("(IA)³", peft(_ia3), _SCALE_RATES, "(IA)³"),
     Method("full", full, (3e-5, 1e-4, 3e-4, 1e-3), "full"),
 )
