@@ -113,6 +113,7 @@ def _draw_fronts(rows: Sequence[Row]) -> Any:
         ("prompt_fidelity", "subject_fidelity"),
     )
     for panel, keys in zip(panels, axes, strict=True):
+        panel.set_prop_cycle(color=[*plt.get_cmap("tab10").colors, "black", "gold"])
         for row in rows:
             if row["method"] in _FRONT_METHODS:
                 points = ([point["mean"] for point in row["front"][key]] for key in keys)
