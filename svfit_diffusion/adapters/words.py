@@ -131,13 +131,8 @@ class OwnWords:
             mixes: the adapters of each prompt.
             layout: which rows of a batch are whose.
         """
-
-        def strengths(name: str, rows: int) -> Tensor:
-            return torch.tensor([mixes[i].get(name, 0.0) for i in layout.prompt_of_rows(rows)])
-
-        self._read(
-            [name for mix in mixes for name, weight in mix.items() if weight != 0], strengths
-        )
+        names = [name for mix in mixes for name, weight in mix.items() if weight != 0]
+        self._read(names, functools.partial(_by_prompt, mixes, layout))
 
     def _read(self, adapter_names: Collection[str], strengths: Strengths) -> None:
         """Have the words that there are of some adapters read, and no others."""
