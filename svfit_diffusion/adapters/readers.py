@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,31 +106,25 @@ def text_in(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return text
 
 
-def text_read(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], tokens: int
-) -> Tensor:
-    """The text `(batch, tokens, width)` in a call of something that reads it.
-
-    That is the beginning of the picture's sequence where a block has one for both, and of a layer
-    of values all that it is given.
-    """
-    text: Tensor | None = text_in(module, args, kwargs)
-    if text is None:
-        sequence = _given(module, args, kwargs, _SEQUENCE)
-        text = args[0] if sequence is None else sequence[:, :tokens]
-    return text
-
-
-def with_text(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], text: Tensor
+def with_changed_text(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    tokens: int,
+    change: Callable[[Tensor], Tensor],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The same call with another text, where `text_read` found it."""
-    if text_in(module, args, kwargs) is not None:
-        return _with(module, args, kwargs, TEXT, text)
+    """A call of something that reads a text, with that changed.
+
+    The text `(batch, tokens, width)` is the beginning of the picture's sequence where a block has
+    one for both, and of a layer of values all that it is given.
+    """
+    text = text_in(module, args, kwargs)
+    if text is not None:
+        return _with(module, args, kwargs, TEXT, change(text))
     sequence = _given(module, args, kwargs, _SEQUENCE)
     if sequence is None:
-        return (text, *args[1:]), kwargs
-    both = torch.cat([text, sequence[:, text.shape[1] :]], dim=1)
+        return (change(args[0]), *args[1:]), kwargs
+    both = torch.cat([change(sequence[:, :tokens]), sequence[:, tokens:]], dim=1)
     return _with(module, args, kwargs, _SEQUENCE, both)
 
 

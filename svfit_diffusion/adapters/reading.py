@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from svfit_diffusion.adapters.patches import runs_fused
-from svfit_diffusion.adapters.readers import readers_of, text_in, text_read, with_text
+from svfit_diffusion.adapters.readers import readers_of, text_in, with_changed_text
 from svfit_diffusion.adapters.texts import SeenTexts, places_of
 from svfit_diffusion.errors import StateError
 from svfit_diffusion.files.own_word import OwnWord
@@ -156,12 +156,16 @@ class WordReading:
         if not acting:
             return None
         _, places = acting[0]
-        text = text_read(reader, args, kwargs, tokens=places.shape[-1])
+        change = functools.partial(self._told, index, acting)
+        return with_changed_text(reader, args, kwargs, places.shape[-1], change)
+
+    def _told(self, index: int, acting: _Acting, text: Tensor) -> Tensor:
+        """A text as the reader of this index is to read it."""
         size = self._gain * text.detach().square().mean(-1, keepdim=True).sqrt()
         for vectors, places in acting:
             for vector, strength in zip(vectors[index].to(text.device), places, strict=True):
                 text = text + (strength[..., None] * size * vector).to(text.dtype)
-        return with_text(reader, args, kwargs, text)
+        return text
 
 
 def refuse_words(words: Mapping[str, OwnWord], what: str) -> None:
