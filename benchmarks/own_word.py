@@ -16,6 +16,7 @@ from benchmarks.adapting import Adapt, Adapted, Models
 from svfit_diffusion.adapters.readers import readers_of
 from svfit_diffusion.adapters.words import GAIN, OwnWords
 from svfit_diffusion.files.own_word import OwnWord
+from svfit_diffusion.training.own_word import spellings_of
 
 _IDENTIFIER = "sks"
 _NAME = "subject"
@@ -47,9 +48,9 @@ def with_own_word(adapt: Adapt, gain: float = GAIN) -> Adapt:
         @contextmanager
         def attached(pipe: Any) -> Iterator[None]:
             tokenizer = getattr(pipe, readers.encoder.replace("text_encoder", "tokenizer"))
-            tokens = tuple(tokenizer(_IDENTIFIER, add_special_tokens=False).input_ids)
+            spellings = spellings_of(tokenizer, _IDENTIFIER)
             encoder = getattr(pipe, readers.encoder)
-            words.add(_NAME, OwnWord(_IDENTIFIER, (tokens,), vectors), encoder)
+            words.add(_NAME, OwnWord(_IDENTIFIER, spellings, vectors), encoder)
             words.put({_NAME: 1.0})
             try:
                 yield

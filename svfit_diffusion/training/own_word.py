@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,9 +34,7 @@ def new_word(family: Family, identifier: str) -> tuple[OwnWord, nn.Module]:
         )
     tokenizer = getattr(family.pipe, readers.encoder.replace("text_encoder", "tokenizer"))
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor's, of pictures and text
-    # A byte-level tokenizer writes a word in another way behind a space than where a text begins.
-    written = (tokenizer(space + identifier, add_special_tokens=False) for space in ("", " "))
-    spellings = tuple(dict.fromkeys(tuple(ids.input_ids) for ids in written))
+    spellings = spellings_of(tokenizer, identifier)
     if not all(spellings) or any(tokenizer.unk_token_id in tokens for tokens in spellings):
         raise ConfigError(
             f"the base model's tokenizer does not know train_identifier {identifier!r}: take "
@@ -43,6 +42,14 @@ def new_word(family: Family, identifier: str) -> tuple[OwnWord, nn.Module]:
         )
     vectors = nn.Parameter(torch.zeros(readers.shape))
     return OwnWord(identifier, spellings, vectors), encoder
+
+
+def spellings_of(tokenizer: Any, identifier: str) -> tuple[tuple[int, ...], ...]:
+    """A word's tokens in each way a tokenizer writes it: one of bytes has another behind a space
+    than where a text begins.
+    """
+    written = (tokenizer(space + identifier, add_special_tokens=False) for space in ("", " "))
+    return tuple(dict.fromkeys(tuple(ids.input_ids) for ids in written))
 
 
 def check_said(identifier: str, photos: Sequence[Photo], class_prompt: str | None) -> None:
