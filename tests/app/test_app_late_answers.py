@@ -12,6 +12,7 @@ import gradio as gr
 import pytest
 from app_server import LONG, AppServer, choose, chosen, open_tab, unfold, write_random_adapter
 from PIL import Image
+from playwright.sync_api import expect
 
 from app.picture import PictureSettings
 
@@ -64,9 +65,10 @@ def test_what_was_asked_of_the_album_last_is_shown(
     page.locator("#generate-find input, #generate-find textarea").fill("ocelot")
     page.wait_for_timeout(1000)  # the words are on their way, if nothing holds them
     released.set()
-    page.locator("#generate-pictures img[alt*='ocelot']").wait_for()
-    page.wait_for_timeout(1000)
-    assert page.locator("#generate-pictures .gallery-item").count() == 1
+    found = page.locator("#generate-pictures .gallery-item")
+    expect(found).to_have_count(1, timeout=LONG)
+    page.wait_for_timeout(1000)  # an answer to what was asked first would come by now
+    assert "ocelot" in found.locator("img").get_attribute("alt")
 
 
 @pytest.mark.parametrize(
