@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +70,12 @@ def merge_pipeline(pipe: Any, adapter: Adapter, strength: float = 1.0) -> Any:
         for name, part in pipe.components.items()
         if name not in replaced
     }
-    whole = type(pipe)(**others | replaced)
+    settings = {
+        name: value
+        for name, value in pipe.config.items()
+        if name in inspect.signature(type(pipe)).parameters and name not in pipe.components
+    }
+    whole = type(pipe)(**others | replaced, **settings)
     whole.set_progress_bar_config(disable=True)
     return whole
 

@@ -6,7 +6,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from svfit_diffusion.adapters.patches import runs_fused
-from svfit_diffusion.adapters.readers import readers_of, text_in, with_changed_text
+from svfit_diffusion.adapters.readers import (
+    readers_of,
+    text_in,
+    tokens_before_text,
+    with_changed_text,
+)
 from svfit_diffusion.adapters.texts import SeenTexts, places_of
 from svfit_diffusion.errors import StateError
 from svfit_diffusion.files.own_word import OwnWord
@@ -22,8 +27,18 @@ from svfit_diffusion.files.own_word import OwnWord
 Strengths = Callable[[str, int], Tensor]
 """How strongly an adapter's word acts on each of so many rows of a batch, `(rows,)`."""
 
-_Acting = list[tuple[Tensor, Tensor]]
-"""Vectors of each word that a text says, and how strongly where: `(places, batch, tokens)`."""
+
+@dataclass(frozen=True)
+class _Acting:
+    """What the texts of a call say.
+
+    Attributes:
+        words: vectors of each word, and how strongly where: `(places, batch, tokens)`.
+        before: how many tokens blocks have before the text.
+    """
+
+    words: list[tuple[Tensor, Tensor]]
+    before: int
 
 
 class WordReading:
@@ -61,7 +76,7 @@ class WordReading:
         # What the texts of the call say that a thread is in; a backward pass that computes anew,
         # perhaps in a thread of its own, is given the latest or what was `again` to be so.
         self._acting: dict[int, _Acting] = {}
-        self._latest: _Acting = []
+        self._latest = _Acting([], 0)
         self._hook()
 
     @property
@@ -106,8 +121,9 @@ class WordReading:
         """See what the texts of a call say, before it begins."""
         self._check_readers()
         text = None if self.paused else text_in(model, args, kwargs)
-        acting = [] if text is None else list(self._said_in(text))
-        self._acting[threading.get_ident()] = self._latest = acting
+        words = [] if text is None else list(self._said_in(text))
+        before = tokens_before_text(model, args, kwargs) if words else 0
+        self._acting[threading.get_ident()] = self._latest = _Acting(words, before)
 
     def _said_in(self, text: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Vectors of each word in texts `(batch, tokens, width)`, and how strongly where.
@@ -153,19 +169,24 @@ class WordReading:
 
     def _add(self, index: int, reader: Any, args: Any, kwargs: Any) -> Any:
         acting = self._acting.get(threading.get_ident(), self._latest)
-        if not acting:
+        if not acting.words:
             return None
-        _, places = acting[0]
-        change = functools.partial(self._told, index, acting)
-        return with_changed_text(reader, args, kwargs, places.shape[-1], change)
+        return with_changed_text(reader, args, kwargs, functools.partial(self._told, index, acting))
 
-    def _told(self, index: int, acting: _Acting, text: Tensor) -> Tensor:
-        """A text as the reader of this index is to read it."""
+    def _told(self, index: int, acting: _Acting, sequence: Tensor) -> Tensor:
+        """What the reader of this index is to read, where the text may be a part of it."""
+        tokens = acting.words[0][1].shape[-1]
+        before, text, behind = (
+            sequence[:, : acting.before],
+            sequence[:, acting.before : acting.before + tokens],
+            sequence[:, acting.before + tokens :],
+        )
         size = self._gain * text.detach().square().mean(-1, keepdim=True).sqrt()
-        for vectors, places in acting:
-            for vector, strength in zip(vectors[index].to(text.device), places, strict=True):
+        for vectors, places in acting.words:
+            here = places[..., : text.shape[1]]  # a block may leave padding out
+            for vector, strength in zip(vectors[index].to(text.device), here, strict=True):
                 text = text + (strength[..., None] * size * vector).to(text.dtype)
-        return text
+        return torch.cat([before, text, behind], dim=1)
 
 
 def refuse_words(words: Mapping[str, OwnWord], what: str) -> None:

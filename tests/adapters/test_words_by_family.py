@@ -18,7 +18,7 @@ from tiny_pipelines import build
 from tiny_training import advance, make_config
 from torch import Tensor, nn
 
-from svfit_diffusion import CheckpointError, ConfigError
+from svfit_diffusion import CheckpointError, ConfigError, StateError
 from svfit_diffusion.families import family_of
 from svfit_diffusion.files.adapter import WEIGHTS_NAME, Adapter, read_adapter, write_adapter
 from svfit_diffusion.files.metadata import AdapterMetadata
@@ -29,9 +29,10 @@ from svfit_diffusion.training.own_word import new_word
 PROMPTS = ("sks", "a photo of sks dog on the beach", "a big dog")
 _GAIN = 4.0
 _SIZE = 0.01
+_BLOCKS = ("transformer_blocks", "joint_transformer_blocks", "single_transformer_blocks", "layers")
 _CLOSE: dict[str, Any] = {"rtol": 0, "atol": 2e-5}
 """Of pictures: shifts are so small that rounding vectors to float16 changes them by less than a
-tenth of what a word of three letters does among FLUX.2's 512.
+fifth of what a word of three letters does among FLUX.2's 512.
 """
 
 
@@ -86,8 +87,45 @@ CASES = {
     "pixart_alpha": Case(lambda pipe: 0, is_crossed=True),
     # Its instructions are left out but for one token, and another stays of what it counts.
     "sana": Case(lambda pipe: 2, is_crossed=True),
+    "ovis_image": Case(
+        lambda pipe: (
+            _of_chat(
+                pipe,
+                lambda said: [{"role": "user", "content": pipe.system_prompt + said}],
+                add_generation_prompt=True,
+                enable_thinking=False,
+            )
+            - pipe.user_prompt_begin_id
+        ),
+        guidance=1.0,
+    ),
+    "krea2": Case(
+        lambda pipe: (
+            _behind(pipe, pipe.prompt_template_encode_prefix)
+            - pipe.prompt_template_encode_start_idx
+        ),
+        guidance=0.0,
+    ),
+    "aura_flow": Case(lambda pipe: pipe.transformer.register_tokens.shape[1]),
+    "lumina2": Case(
+        lambda pipe: _behind(pipe, pipe.system_prompt + " <Prompt Start> "), guidance=1.0
+    ),
+    # A picture comes first, padded to 32 tokens.
+    "z_image": Case(
+        lambda pipe: (
+            32
+            + _of_chat(
+                pipe,
+                lambda said: [{"role": "user", "content": said}],
+                add_generation_prompt=True,
+                enable_thinking=True,
+            )
+        ),
+        guidance=0.0,
+    ),
 }
 each = pytest.mark.parametrize("name", CASES)
+_TRAINED = sorted(set(CASES) - {"flux2", "pixart_alpha", "sana"})
 
 
 def draw(pipe: Any, *prompts: str, guidance: float = 3.0) -> Tensor:
@@ -113,15 +151,13 @@ def worded(name: str) -> Adapter:
 def _readers(transformer: Any, case: Case) -> list[nn.Module]:
     if case.is_crossed:
         return [block.attn2.to_v for block in transformer.transformer_blocks]
-    return [
-        *transformer.transformer_blocks,
-        *getattr(transformer, "single_transformer_blocks", ()),
-    ]
+    return [block for name in _BLOCKS for block in getattr(transformer, name, ())]
 
 
 def _shape(transformer: Any, case: Case) -> tuple[int, int, int]:
     config = transformer.config
-    width = config.num_attention_heads * config.attention_head_dim
+    width = config.get("hidden_size") or config.get("dim")
+    width = width or config.num_attention_heads * config.attention_head_dim
     return len(_readers(transformer, case)), 1 + case.is_crossed, width
 
 
@@ -167,12 +203,12 @@ def test_a_file_draws_as_words_read_by_hand(name: str, tmp_path: Path) -> None:
     plain.set_svfit_adapters("default_0", 0.7)
     told, untold = draw(pipe, *PROMPTS), draw(plain, *PROMPTS)
     assert torch.equal(told[2], untold[2])
-    assert ((told - untold).abs().amax((1, 2, 3))[:2] > 2e-4).all()
+    assert ((told - untold).abs().amax((1, 2, 3))[:2] > 1e-4).all()
     pipe.unload_svfit_weights()
     assert torch.equal(draw(pipe, *PROMPTS), base)
 
 
-@pytest.mark.parametrize("name", ["sd3", "qwen_image", "flux2_klein", "chroma", "pixart_sigma"])
+@pytest.mark.parametrize("name", _TRAINED)
 def test_it_learns_and_draws_what_it_learned(name: str, tmp_path: Path) -> None:
     config = make_config(tmp_path, train_identifier="sks", resolution=16)
     trainer = Trainer(config, pipe=build(name), show_progress=False)
@@ -208,7 +244,22 @@ def test_without_the_encoder_that_reads_it_it_is_refused(tmp_path: Path) -> None
         pipe.load_svfit_weights(tmp_path, show_progress=False)
 
 
-@pytest.mark.parametrize("name", ["z_image", "lumina2", "hidream", "aura_flow", "krea2"])
+def test_of_several_sizes_or_texts_at_once_nobody_could_tell_where_a_word_is(
+    tmp_path: Path,
+) -> None:
+    write_adapter(tmp_path / WEIGHTS_NAME, worded("z_image"))
+    pipe = build("z_image")
+    pipe.load_svfit_weights(tmp_path, show_progress=False)
+    texts, _ = pipe.encode_prompt(["a sks dog"] * 2, do_classifier_free_guidance=False)
+    small, large = torch.zeros(4, 1, 2, 2), torch.zeros(4, 1, 2, 4)
+    with pytest.raises(StateError, match="of several sizes in one call"):
+        pipe.transformer([small, large], torch.tensor([0.5, 0.5]), texts)
+    with pytest.raises(StateError, match="where several texts lie among pictures"):
+        pipe.transformer([[small]], torch.tensor([0.5]), [texts])
+    pipe.transformer([small, small], torch.tensor([0.5, 0.5]), texts)
+
+
+@pytest.mark.parametrize("name", ["hidream", "ideogram4"])
 def test_other_families_have_no_place_for_it(name: str) -> None:
     with pytest.raises(ConfigError, match="is for Stable Diffusion 1, 2, XL and 3"):
         new_word(family_of(build(name)), "sks")

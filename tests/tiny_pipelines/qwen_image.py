@@ -77,8 +77,8 @@ def krea2(seed: int = 0) -> Krea2Pipeline:
     return Krea2Pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         vae=qwen_vae(seed + 1),
-        text_encoder=qwen3_vl(seed + 2, layers=2),
+        text_encoder=qwen3_vl(seed + 2, layers=3),
         tokenizer=byte_tokenizer(),
         transformer=frozen(transformer),
-        text_encoder_select_layers=(1, 2),
+        text_encoder_select_layers=(2, 3),
     )

@@ -9,9 +9,12 @@ import pytest
 import tiny
 import torch
 from own_words import draw
-from tiny_pipelines.flux import flux
+from tiny_pipelines.aura_flow import aura_flow
+from tiny_pipelines.flux import flux, ovis_image
+from tiny_pipelines.gemma import lumina2
+from tiny_pipelines.hidream import hidream
 from tiny_pipelines.pixart import pixart_sigma
-from tiny_pipelines.qwen_image import qwen_image
+from tiny_pipelines.qwen_image import krea2, qwen_image
 from tiny_pipelines.stable_diffusion import sd3, sdxl
 from tiny_pipelines.z_image import z_image
 from tiny_training import advance, make_config, make_trainer, shifts
@@ -81,7 +84,12 @@ def test_a_transformer_learns_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "base", [tiny.make_tiny_pipeline, sdxl, flux, sd3, qwen_image, pixart_sigma]
+    "base",
+    [
+        tiny.make_tiny_pipeline,
+        *(sdxl, flux, sd3, qwen_image, pixart_sigma),
+        *(z_image, lumina2, krea2, aura_flow, ovis_image),
+    ],
 )
 def test_gradient_checkpointing_changes_nothing(tmp_path: Path, base: Any) -> None:
     found = []
@@ -159,4 +167,4 @@ def test_bad_settings(
 
 def test_bases_that_have_no_place_for_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is for Stable Diffusion 1, 2, XL and 3"):
-        Trainer(make_config(tmp_path, **WORD), pipe=z_image(), show_progress=False)
+        Trainer(make_config(tmp_path, **WORD), pipe=hidream(), show_progress=False)
