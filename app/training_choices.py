@@ -46,6 +46,7 @@ class TrainingChoices:
         rank: singular values per layer, a number or a share of the energy; `""`: the usual.
         target: layers; none for the usual.
         identifier: a word to learn vectors for, as prompts say it; `""`: none.
+        output_strength: times this, what is learned is drawn and saved.
         train_text_encoder: None where the base leaves no choice.
         prior_preservation: whether to train on pictures of the class, too.
         class_images: how many of them.
@@ -68,6 +69,7 @@ class TrainingChoices:
     rank: str = ""
     target: Sequence[str] = ()
     identifier: str = ""
+    output_strength: float | None = 1.0
     train_text_encoder: bool | None = None
     prior_preservation: bool = _START.prior_preservation
     class_images: float | None = 48
@@ -115,6 +117,7 @@ class TrainingChoices:
         with at_field("rank"):
             parse_rank(rank or "1.0")
         identifier = _identifier(self.identifier, prompt, class_prompt, drawing.family)
+        strength = _number("Output strength", "output-strength", self.output_strength, 0.05, 2)
         images = _whole("Pictures", "class-images", self.class_images, 1, MAX_CLASS_IMAGES)
         side = _whole("Resolution", "resolution", self.resolution, 0, limits.max_side)
         if drawing.family:
@@ -139,6 +142,7 @@ class TrainingChoices:
                 rank=rank,
                 target=list(self.target) or usual_target(drawing.family),
                 train_identifier=identifier,
+                output_strength=None if strength == 1 else strength,
                 train_text_encoder=self.train_text_encoder,
                 with_prior_preservation=self.prior_preservation,
                 num_class_images=images,
@@ -190,6 +194,7 @@ def choices_of(name: str, config: TrainingConfig) -> TrainingChoices:
         rank=config.rank or "",
         target=tuple(config.target),
         identifier=config.train_identifier or "",
+        output_strength=config.output_strength or 1.0,
         train_text_encoder=config.train_text_encoder,
         prior_preservation=config.with_prior_preservation,
         class_images=config.num_class_images,

@@ -71,20 +71,30 @@ def _build_learning() -> dict[str, Component]:
             info="Layers to train. Empty: all of a small base model, attention of a large one.",
             elem_id="train-target",
         )
-    identifier = gr.Textbox(
-        TrainingChoices.identifier,
-        label="Word of its own",
-        info="The rare word of your prompt, such as sks, to be learned too: more like your subject "
-        "while other things stay as they are, and less true to the rest of a prompt. Empty: none.",
-        max_length=64,
-        elem_id="train-identifier",
-    )
+    with gr.Row():
+        identifier = gr.Textbox(
+            TrainingChoices.identifier,
+            label="Word of its own",
+            info="The rare word of your prompt, such as sks, to be learned too: more like your "
+            "subject while other things stay as they are, and less true to the rest of a prompt. "
+            "Empty: none.",
+            max_length=64,
+            elem_id="train-identifier",
+        )
+        output_strength = _number(
+            "Output strength",
+            TrainingChoices.output_strength,
+            "Draws and saves what was learned times this: about 0.5 with a word of its own.",
+            "output-strength",
+            whole=False,
+        )
     return {
         "steps": steps,
         "learning_rate": learning_rate,
         "rank": rank,
         "target": target,
         "identifier": identifier,
+        "output_strength": output_strength,
     }
 
 
