@@ -139,6 +139,14 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
+def expect(locator: Any) -> Any:
+    """Playwright's assertions of what becomes true on a page, on a busy machine too."""
+    from playwright.sync_api import expect as expect_of
+
+    expect_of.set_options(timeout=1000 * SECONDS)
+    return expect_of(locator)
+
+
 def _skip_browser_tests(reason: str) -> None:
     message = f"NO BROWSER, so the pages of the app are NOT TESTED: {reason}"
     warnings.warn(message, stacklevel=1)

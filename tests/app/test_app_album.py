@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from app_server import AppServer
+from app_server import AppServer, expect
 from PIL import Image
 
 from app.album import Album
@@ -110,4 +110,4 @@ def test_the_album_of_an_earlier_session(visit: Callable[..., Any], app_server: 
     )
     page.click("#generate-reuse")
     page.locator("#generate-status", has_text="Settings restored, seed 901").wait_for()
-    assert page.locator("#generate-prompt textarea").input_value() == "a walrus on the moon"
+    expect(page.locator("#generate-prompt textarea")).to_have_value("a walrus on the moon")

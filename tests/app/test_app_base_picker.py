@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import tiny
-from app_server import SECONDS, arrive, free_port
+from app_server import SECONDS, arrive, expect, free_port
 
 from app.__main__ import _serve
 from app.base_model import BaseModel
@@ -62,7 +62,7 @@ def test_another_base_is_loaded_from_the_page(visit: Any, running: str, tmp_path
     with page.expect_navigation(timeout=LONG):
         page.click("#base-load")
     arrive(page)
-    assert page.locator("#base", has_text=other.name).is_visible()
+    expect(page.locator("#base", has_text=other.name)).to_be_visible(timeout=LONG)
 
 
 def test_the_weights_of_a_base_that_was_replaced_are_let_go(

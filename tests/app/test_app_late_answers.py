@@ -10,9 +10,17 @@ from typing import Any
 
 import gradio as gr
 import pytest
-from app_server import LONG, AppServer, choose, chosen, open_tab, unfold, write_random_adapter
+from app_server import (
+    LONG,
+    AppServer,
+    choose,
+    chosen,
+    expect,
+    open_tab,
+    unfold,
+    write_random_adapter,
+)
 from PIL import Image
-from playwright.sync_api import expect
 
 from app.picture import PictureSettings
 
@@ -127,7 +135,7 @@ def test_a_seed_typed_while_a_picture_is_drawn_stays(
     page.locator("#generate-status", has_text="Done").wait_for()
     page.click("#generate-go")
     page.locator("#generate-status", has_text="Done. Seed 42.").wait_for()
-    assert seed.input_value() == "42"
+    expect(seed).to_have_value("42")
 
 
 def test_values_of_an_axis_stay_until_another_kind_is_chosen(page: Any) -> None:

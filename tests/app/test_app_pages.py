@@ -11,7 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from app_server import ADAPTERS, AppServer, arrive, choose, open_tab, unfold, write_random_adapter
+from app_server import (
+    ADAPTERS,
+    AppServer,
+    arrive,
+    choose,
+    expect,
+    open_tab,
+    unfold,
+    write_random_adapter,
+)
 from PIL import Image
 
 from app.picture import PictureSettings
@@ -42,7 +51,7 @@ def generate(page: Any, count: int = 1) -> Any:
     history.nth(before + count - 1).wait_for()
     page.locator("#generate-status", has_text="Done").wait_for()
     pictures = page.locator("#generate-result .gallery-item")
-    assert pictures.count() == count
+    expect(pictures).to_have_count(count)
     return pictures.locator("img")
 
 
@@ -188,7 +197,7 @@ def test_stop_stops_and_the_next_picture_comes(page: Any, fetch: Callable[..., P
     fill(page, "generate-steps", 2)
     fill(page, "generate-count", 1)
     assert read_settings(fetch(generate(page)), Limits()).steps == 2
-    assert page.locator("#generate-history .gallery-item").count() == 1
+    expect(page.locator("#generate-history .gallery-item")).to_have_count(1)
 
 
 def test_two_visitors_at_once_each_get_their_own_subject(
@@ -265,7 +274,7 @@ def test_a_wrong_axis_gets_one_sentence(page: Any) -> None:
     text = "“one” is no whole number"
     page.locator("#compare-problem", has_text=text).wait_for()
     page.locator("#compare-y-values .field-problem", has_text=text).wait_for()
-    assert page.locator("[aria-invalid=true]").count() == 1
+    expect(page.locator("[aria-invalid=true]")).to_have_count(1)
     assert page.get_by_test_id("toast-body").count() == 0
 
 
@@ -361,4 +370,4 @@ def test_an_adapter_brings_its_prompt_unless_one_was_written(
     page.locator("#generate-adapters .token-remove").first.click()
     choose(page, "#generate-adapters", taught)
     page.get_by_label(f"range slider for Strength of {taught}").wait_for()
-    assert prompt.input_value() == "ginger cat on the moon"
+    expect(prompt).to_have_value("ginger cat on the moon")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from app_server import LONG, AppServer, arrive, choose, chosen, open_tab, unfold
+from app_server import LONG, AppServer, arrive, choose, chosen, expect, open_tab, unfold
 from PIL import Image
 
 from app.pages import photo_editor
@@ -263,7 +263,7 @@ def test_fake_images_are_refused_by_name_and_the_others_kept(
     fake.write_text("<script>alert(1)</script>")
     drop(page, [photos[0], fake, photos[1]])
     tiles(page).nth(1).wait_for()
-    assert tiles(page).count() == 2
+    expect(tiles(page)).to_have_count(2)
     refused = page.locator("#train-refused").inner_text()
     assert "photo" in refused and "not a JPEG" in refused
 
@@ -396,8 +396,8 @@ def at_field(page: Any, field: str, text: str) -> None:
     page.locator(f"#train-{field} .field-problem", has_text=text).wait_for()
     page.locator("#train-problem", has_text=text).wait_for()
     marked = page.locator("[aria-invalid=true]")
-    assert marked.count() == 1
-    assert page.locator(f"#train-{field} [aria-invalid=true]").count() == 1
+    expect(marked).to_have_count(1)
+    expect(page.locator(f"#train-{field} [aria-invalid=true]")).to_have_count(1)
     note = marked.get_attribute("aria-describedby")
     assert text in page.locator(f"#{note}").inner_text()
 
@@ -457,7 +457,7 @@ def test_try_it_now_opens_generate_with_adapter_and_prompt(
     page.locator("#generate-go").wait_for()
     page.get_by_label("range slider for Strength of tried").wait_for()
     assert chosen(page, "#generate-adapters") == ["tried"]
-    assert page.locator("#generate-prompt textarea").input_value() == "a photo of sks dog"
+    expect(page.locator("#generate-prompt textarea")).to_have_value("a photo of sks dog")
     page.click("#generate-go")
     page.locator("#generate-status", has_text="Done").wait_for()
 
