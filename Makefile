@@ -5,8 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 # The demo's subject: a folder of photos, and what is in them.
-SUBJECT ?= samples/flow_subjects/school_bus
-CLASS ?= bus
+SUBJECT ?= samples/flow_subjects/blue_clock
+CLASS ?= clock
 OUTPUT ?= outputs/$(notdir $(SUBJECT))
 
 # On Linux without an NVIDIA GPU, the small build of torch.
@@ -23,11 +23,11 @@ demo: $(VENV)/core
 	$(BIN)/python train_dreambooth_svfit.py \
 	    --pretrained_model_name_or_path=samples/toybox_flow \
 	    --instance_data_dir=$(SUBJECT) --instance_prompt="a photo of sks $(CLASS)" \
-	    --target all --learning_rate=0.06 --train_identifier=sks --output_strength=0.45 \
-	    --validation_prompt "a photo of sks $(CLASS)" "a photo of sks $(CLASS) on the beach" \
-	        "a photo of sks $(CLASS) in the snow" "a photo of sks $(CLASS) in the jungle" \
+	    --target all --learning_rate=0.06 --train_identifier=sks --output_strength=0.7 \
+	    --validation_prompt "a photo of sks $(CLASS) on the beach" "a photo of sks $(CLASS) in the snow" \
+	        "a photo of sks $(CLASS) on the grass" "a photo of sks $(CLASS) on a city street" \
 	    --validation_steps=1000 --num_validation_images=1 \
-	    --seed=0 --output_dir=$(OUTPUT) --overwrite
+	    --seed=1 --output_dir=$(OUTPUT) --overwrite
 
 # Options of `make app`, such as ARGS="--port 8000", and of `make robustness`.
 ARGS ?=

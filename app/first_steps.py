@@ -38,7 +38,7 @@ _PLAIN = (
 )
 _WITH_SAMPLES = {
     SAMPLES / "toybox_flow": (
-        Example("a photo of sks bus on the beach", "flow_school_bus"),
+        Example("a photo of sks clock on the beach", "flow_blue_clock"),
         Example("a photo of sks car in the snow", "flow_blue_car"),
     ),
     SAMPLES / "toybox": (

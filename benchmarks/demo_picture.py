@@ -23,7 +23,7 @@ from benchmarks.report import ROOT
 from svfit_diffusion.families import family_of
 
 OUTPUT = ROOT / "docs" / "assets" / "demo.png"
-_SCENES = ("", " on the beach", " in the snow", " in the jungle")
+_SCENES = (" on the beach", " in the snow", " on the grass", " on a city street")
 _TILE = 192
 _MARGIN = 12
 _GUTTER = 40
@@ -33,15 +33,15 @@ _LINE = _TEXT + _MARGIN
 
 def draw(base: Path, adapter: Path, subject: Path, seed: int) -> Image.Image:
     """The photos on the left; on the right a column per scene, the base above, adapted below."""
-    prompt = json.loads((subject / "subject.json").read_text(encoding="utf-8"))["instance_prompt"]
-    prompts = [prompt + scene for scene in _SCENES]
+    told = json.loads((subject / "subject.json").read_text(encoding="utf-8"))
+    prompts = [told["instance_prompt"] + scene for scene in _SCENES]
     pipe: Any = DiffusionPipeline.from_pretrained(base)
     pipe.set_progress_bar_config(disable=True)
     before = _drawn(pipe, prompts, seed)
     pipe.load_svfit_weights(adapter)
     after = _drawn(pipe, prompts, seed)
     photos: list[Image.Image] = [Image.open(path) for path in sorted(subject.glob("*.png"))[:4]]
-    return _laid_out(photos, prompts, before, after)
+    return _laid_out(photos, told["class_name"], prompts, before, after)
 
 
 def _drawn(pipe: Any, prompts: list[str], seed: int) -> list[Image.Image]:
@@ -56,6 +56,7 @@ def _drawn(pipe: Any, prompts: list[str], seed: int) -> list[Image.Image]:
 
 def _laid_out(
     photos: Sequence[Image.Image],
+    thing: str,
     prompts: list[str],
     before: Sequence[Image.Image],
     after: Sequence[Image.Image],
@@ -69,8 +70,6 @@ def _laid_out(
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(_TEXT)
     small = ImageFont.load_default(_TEXT - 8)
-
-    thing = prompts[0].rsplit(" ", 1)[-1]
 
     def write(x: int, y: int, text: str) -> None:
         draw.text((x, y), text, "black", font)
@@ -101,8 +100,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     samples = ROOT / "samples"
     parser.add_argument("--base", type=Path, default=samples / "toybox_flow")
-    parser.add_argument("--adapter", type=Path, default=samples / "adapters" / "flow_school_bus")
-    parser.add_argument("--subject", type=Path, default=samples / "flow_subjects" / "school_bus")
+    parser.add_argument("--adapter", type=Path, default=samples / "adapters" / "flow_blue_clock")
+    parser.add_argument("--subject", type=Path, default=samples / "flow_subjects" / "blue_clock")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()

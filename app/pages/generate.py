@@ -62,7 +62,7 @@ def _wire_drawing(services: Services, parts: GenerateParts) -> None:
         count: float,
         earlier: list[Tile],
     ) -> Iterator[tuple[Any, ...]]:
-        """Draw pictures. `adapters` gives strengths by name, such as {"flow_school_bus": 1.0}."""
+        """Draw pictures. `adapters` gives strengths by name, such as {"flow_blue_clock": 1.0}."""
         settings = picture_settings(
             prompt,
             negative_prompt,

@@ -11,7 +11,7 @@ from svfit_diffusion.files.adapter import WEIGHTS_NAME
 
 @pytest.mark.parametrize(
     ("base", "adapters"),
-    [("toybox_flow", {"flow_school_bus", "flow_blue_car"}), ("toybox", {"blue_car"})],
+    [("toybox_flow", {"flow_blue_clock", "flow_blue_car"}), ("toybox", {"blue_car"})],
 )
 def test_an_embedded_base_begins_with_its_own_adapters(base: str, adapters: set[str]) -> None:
     assert all((SAMPLES / "adapters" / name / WEIGHTS_NAME).is_file() for name in adapters)
@@ -22,7 +22,7 @@ def test_an_embedded_base_begins_with_its_own_adapters(base: str, adapters: set[
 
 
 def test_without_its_adapters_or_on_another_base_prompts_need_none() -> None:
-    for base, at_hand in ((AppSettings().base, []), ("another/base", ["flow_school_bus"])):
+    for base, at_hand in ((AppSettings().base, []), ("another/base", ["flow_blue_clock"])):
         examples = examples_for(base, at_hand)
         assert examples[0].prompt == PLAIN_PROMPT
         assert not any(example.adapters for example in examples)

@@ -48,7 +48,7 @@ def test_the_first_start_draws_with_the_sample_adapter(
     client = Client(first_start[1], download_files=tmp_path, verbose=False)
     gallery, *_ = client.predict(steps=2, api_name="/generate")
     settings = read_settings(Path(gallery[0]["image"]), Limits())
-    assert settings.adapters == {"flow_school_bus": 1}
+    assert settings.adapters == {"flow_blue_clock": 1}
     assert (settings.width, settings.height) == (128, 128)
 
 
