@@ -1,4 +1,4 @@
-"""The class prompt that follows from an instance prompt: the same without the rare word."""
+"""The rare word of an instance prompt, and the class prompt: the same without it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,26 @@ def class_prompt_of(instance_prompt: str) -> str:
     The rare word is the first after the last “of” and an article, or the first of a prompt without
     an “of”.
     """
+    frame, rest = _parts(instance_prompt)
+    named = rest[1:]
+    if not named or named[0].lower() in _PREPOSITIONS:
+        return ""
+    return " ".join([*frame, *_article(named), *named])
+
+
+def rare_word_of(instance_prompt: str) -> str:
+    """`sks` of `a photo of sks dog`; `""` where there is none, or no class after it."""
+    return _parts(instance_prompt)[1][0] if class_prompt_of(instance_prompt) else ""
+
+
+def _parts(instance_prompt: str) -> tuple[list[str], list[str]]:
+    """The words up to “of”, and those from the rare word on."""
     words = instance_prompt.strip().rstrip(".").split()
     after = max((i + 1 for i, word in enumerate(words) if word.lower() == "of"), default=0)
     frame, rest = words[:after], words[after:]
     if rest and rest[0].lower() in _ARTICLES:
         rest = rest[1:]
-    named = rest[1:]
-    if not named or named[0].lower() in _PREPOSITIONS:
-        return ""
-    return " ".join([*frame, *_article(named), *named])
+    return frame, rest
 
 
 def _article(named: list[str]) -> list[str]:

@@ -32,6 +32,9 @@ PRESETS = {
 }
 DEFAULT_PRESET = "balanced"
 
+WORDED_STRENGTH = 0.6
+"""Of an adapter with a word of its own: trained hard and used gently, it draws best."""
+
 _SMALL = 100_000_000
 
 

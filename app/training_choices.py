@@ -14,10 +14,10 @@ from svfit_diffusion.training import TrainingConfig
 from svfit_diffusion.training.checks import training_resolution
 
 from .base_model import BaseModel
-from .class_prompts import class_prompt_of
+from .class_prompts import class_prompt_of, rare_word_of
 from .errors import SettingError, at_field
 from .library import AdapterLibrary
-from .presets import DEFAULT_PRESET, PRESETS, usual_target
+from .presets import DEFAULT_PRESET, PRESETS, WORDED_STRENGTH, usual_target
 from .settings import Limits
 from .training_machine import AUTO, TrainingMachine
 
@@ -45,8 +45,9 @@ class TrainingChoices:
         learning_rate: of the shifts.
         rank: singular values per layer, a number or a share of the energy; `""`: the usual.
         target: layers; none for the usual.
-        identifier: a word to learn vectors for, as prompts say it; `""`: none.
-        output_strength: times this, what is learned is drawn and saved.
+        own_word: whether to learn a word of the subject's own, too.
+        identifier: which, as prompts say it; `""`: if any, the instance prompt's rare word.
+        output_strength: times this, what is learned is drawn and saved; None for the usual.
         train_text_encoder: None where the base leaves no choice.
         prior_preservation: whether to train on pictures of the class, too.
         class_images: how many of them.
@@ -68,8 +69,9 @@ class TrainingChoices:
     learning_rate: float | None = _START.learning_rate
     rank: str = ""
     target: Sequence[str] = ()
+    own_word: bool = False
     identifier: str = ""
-    output_strength: float | None = 1.0
+    output_strength: float | None = None
     train_text_encoder: bool | None = None
     prior_preservation: bool = _START.prior_preservation
     class_images: float | None = 48
@@ -116,8 +118,13 @@ class TrainingChoices:
         rank = self.rank.strip() or None
         with at_field("rank"):
             parse_rank(rank or "1.0")
-        identifier = _identifier(self.identifier, prompt, class_prompt, drawing.family)
-        strength = _number("Output strength", "output-strength", self.output_strength, 0.05, 2)
+        word = self.identifier.strip() or (rare_word_of(prompt) if self.own_word else "")
+        if word or self.own_word:
+            _check_identifier(word, prompt, class_prompt, drawing.family)
+        strength = self.output_strength
+        if strength is None:
+            strength = WORDED_STRENGTH if word else 1
+        strength = _number("Output strength", "output-strength", strength, 0.05, 2)
         images = _whole("Pictures", "class-images", self.class_images, 1, MAX_CLASS_IMAGES)
         side = _whole("Resolution", "resolution", self.resolution, 0, limits.max_side)
         if drawing.family:
@@ -141,7 +148,7 @@ class TrainingChoices:
                 lr_warmup_steps=min(_WARMUP, steps // 10),
                 rank=rank,
                 target=list(self.target) or usual_target(drawing.family),
-                train_identifier=identifier,
+                train_identifier=word or None,
                 output_strength=None if strength == 1 else strength,
                 train_text_encoder=self.train_text_encoder,
                 with_prior_preservation=self.prior_preservation,
@@ -159,28 +166,28 @@ class TrainingChoices:
             )
 
 
-def _identifier(word: str, prompt: str, class_prompt: str, family: Family | None) -> str | None:
-    """The word to learn, if there is one.
-
-    Raises:
-        SettingError: the instance prompt does not say it, the class prompt does, or the base has
-            no place for one.
+def _check_identifier(word: str, prompt: str, class_prompt: str, family: Family | None) -> None:
+    """Raise `SettingError` if there is no word to learn, the instance prompt does not say it, the
+    class prompt does, or the base has no place for one.
     """
-    word = word.strip()
-    if word and family:
+    if not word:
+        raise SettingError(
+            "Which word of the instance prompt is your subject's own is not clear: give it here.",
+            "identifier",
+        )
+    if family:
         with at_field("identifier"):
             readers_of(family.model)
-    if word and word not in prompt:
+    if word not in prompt:
         raise SettingError(
             f"The instance prompt does not say “{word}”: give the rare word that stands in it.",
             "identifier",
         )
-    if word and word in class_prompt:
+    if word in class_prompt:
         raise SettingError(
             f"The class prompt says “{word}” too: give the rare word of your subject alone.",
             "identifier",
         )
-    return word or None
 
 
 def choices_of(name: str, config: TrainingConfig) -> TrainingChoices:
@@ -193,6 +200,7 @@ def choices_of(name: str, config: TrainingConfig) -> TrainingChoices:
         learning_rate=config.learning_rate,
         rank=config.rank or "",
         target=tuple(config.target),
+        own_word=config.train_identifier is not None,
         identifier=config.train_identifier or "",
         output_strength=config.output_strength or 1.0,
         train_text_encoder=config.train_text_encoder,

@@ -7,7 +7,7 @@ from gradio.components import Component
 
 from svfit_diffusion.training.checks import trained_text_encoders
 
-from ..presets import DEFAULT_PRESET, PRESETS
+from ..presets import DEFAULT_PRESET, PRESETS, WORDED_STRENGTH
 from ..services import Services
 from ..training_choices import MAX_WATCHED, TrainingChoices
 from ..training_machine import AUTO, PRECISION_NAMES, SWITCH, TrainingMachine
@@ -74,17 +74,17 @@ def _build_learning() -> dict[str, Component]:
     with gr.Row():
         identifier = gr.Textbox(
             TrainingChoices.identifier,
-            label="Word of its own",
-            info="The rare word of your prompt, such as sks, to be learned too: more like your "
-            "subject while other things stay as they are, and less true to the rest of a prompt. "
-            "Empty: none.",
+            label="Its word",
+            info="The word to be learned too, such as sks. Empty: the first after “a photo of”, if "
+            "the adapter is to have a word of its own.",
             max_length=64,
             elem_id="train-identifier",
         )
         output_strength = _number(
             "Output strength",
             TrainingChoices.output_strength,
-            "Draws and saves what was learned times this: about 0.5 with a word of its own.",
+            f"What was learned counts times this. Empty: {WORDED_STRENGTH} with a word of its own, "
+            "else 1.",
             "output-strength",
             whole=False,
         )

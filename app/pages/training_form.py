@@ -11,6 +11,9 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from svfit_diffusion.adapters.readers import readers_of
+from svfit_diffusion.errors import ConfigError
+
 from ..class_prompts import class_prompt_of
 from ..presets import DEFAULT_PRESET, PRESETS
 from ..services import Services
@@ -88,12 +91,31 @@ def build_form(services: Services) -> TrainingForm:
         "the photos, and less free in other scenes.",
         elem_id="train-preset",
     )
+    if _has_place_for_words(services):
+        fields["own_word"] = gr.Checkbox(
+            TrainingChoices.own_word,
+            label="A word of its own",
+            info="Learns the rare word, too: closer to the photos, while other things stay as they "
+            "are; other words of a prompt count a little less. Not for export to other programs.",
+            elem_id="train-own-word",
+        )
     with gr.Accordion("Advanced settings", open=False, elem_id="train-advanced"):
         fields |= build_advanced(services)
     derived = gr.JSON({"text": "", "before": ""}, visible=False)
     _wire_preset(preset, fields)
     _wire_derived(derived, fields)
     return TrainingForm(fields, preset, derived)
+
+
+def _has_place_for_words(services: Services) -> bool:
+    family = services.base.drawing.family
+    if family is None:
+        return False
+    try:
+        readers_of(family.model)
+    except ConfigError:
+        return False
+    return True
 
 
 def _wire_preset(preset: gr.Radio, fields: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ import torch
 from app.base_model import BaseModel
 from app.class_prompts import class_prompt_of
 from app.errors import SettingError
-from app.presets import usual_target
+from app.presets import WORDED_STRENGTH, usual_target
 from app.settings import Limits
 from app.training_choices import TrainingChoices, choices_of
 from app.training_machine import TrainingMachine
@@ -62,6 +62,11 @@ def test_the_class_prompt_is_the_instance_prompt_without_the_rare_word(
         ({"rank": "many"}, "rank", "rank must be an integer"),
         ({"identifier": "dog"}, "identifier", "class prompt says “dog” too"),
         ({"identifier": "zwx"}, "identifier", "does not say “zwx”"),
+        (
+            {"own_word": True, "instance_prompt": "a photo of sks", "class_prompt": "a dog"},
+            "identifier",
+            "Which word of the instance prompt",
+        ),
         ({"output_strength": 0}, "output-strength", "0.05 to 2"),
         ({"class_images": 0}, "class-images", "1 to 200"),
         ({"resolution": 4096}, "resolution", "0 to 1024"),
@@ -108,6 +113,7 @@ def test_settings_say_what_was_chosen(base: BaseModel) -> None:
         steps=30,
         rank="0.5",
         target=("to_q", "to_k"),
+        own_word=True,
         identifier="sks",
         output_strength=0.5,
         resolution=32,
@@ -124,12 +130,22 @@ def test_settings_say_what_was_chosen(base: BaseModel) -> None:
     assert choices_of("rex", config) == chosen
 
 
+def test_a_word_of_its_own_is_the_rare_one_and_is_used_gently(base: BaseModel) -> None:
+    worded = dataclasses.replace(GOOD, own_word=True)
+    config = worded.config(Limits(), base)
+    assert config.train_identifier == "sks"
+    assert config.output_strength == WORDED_STRENGTH
+    full = dataclasses.replace(worded, output_strength=1)
+    assert full.config(Limits(), base).output_strength is None
+
+
 def test_what_is_left_open_follows(base: BaseModel) -> None:
     config = GOOD.config(Limits(), base)
     assert config.class_prompt == "a photo of a dog"
     assert config.validation_prompt == ["a photo of sks dog"]
     assert config.resolution == base.drawing.native_size
     assert config.mixed_precision == "no"  # on a CPU
+    assert config.train_identifier is None and config.output_strength is None
     assert not config.gradient_checkpointing and not config.offload
 
 

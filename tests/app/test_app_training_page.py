@@ -179,9 +179,7 @@ def test_a_word_of_its_own_is_learned_and_drawn(
     train_page: Callable[..., Any], photos: list[Path], app_server: AppServer
 ) -> None:
     page = train_page()
-    unfold(page, "#train-advanced")
-    page.fill("#train-identifier textarea", "sks")
-    page.fill("#train-output-strength input", "0.5")
+    page.check("#train-own-word input")
     start(page, photos, "worded", steps=2)
     status(page, "“worded” is ready to use.")
     adapter = read_adapter(app_server.services.library.path("worded"))
