@@ -32,8 +32,10 @@ PRESETS = {
 }
 DEFAULT_PRESET = "balanced"
 
-WORDED_STRENGTH = 0.6
-"""Of an adapter with a word of its own: trained hard and used gently, it draws best."""
+WORDED_STRENGTH = 0.7
+"""Of an adapter with a word of its own that is trained hard, on the photos alone: used gently, it
+draws best.
+"""
 
 _SMALL = 100_000_000
 

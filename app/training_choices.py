@@ -123,7 +123,7 @@ class TrainingChoices:
             _check_identifier(word, prompt, class_prompt, drawing.family)
         strength = self.output_strength
         if strength is None:
-            strength = WORDED_STRENGTH if word else 1
+            strength = WORDED_STRENGTH if word and not self.prior_preservation else 1
         strength = _number("Output strength", "output-strength", strength, 0.05, 2)
         images = _whole("Pictures", "class-images", self.class_images, 1, MAX_CLASS_IMAGES)
         side = _whole("Resolution", "resolution", self.resolution, 0, limits.max_side)

@@ -194,7 +194,11 @@ def _wire_again(
 def _preset(choices: TrainingChoices) -> str | None:
     """The preset that these choices are, if they are one."""
     wanted = (choices.steps, choices.learning_rate, choices.prior_preservation)
-    found = [name for name, p in PRESETS.items() if tuple(vars(p).values()) == wanted]
+    found = [
+        name
+        for name, p in PRESETS.items()
+        if (p.steps, p.learning_rate, p.prior_preservation and not choices.own_word) == wanted
+    ]
     return found[0] if found else None
 
 

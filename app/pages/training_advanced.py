@@ -83,8 +83,8 @@ def _build_learning() -> dict[str, Component]:
         output_strength = _number(
             "Output strength",
             TrainingChoices.output_strength,
-            f"What was learned counts times this. Empty: {WORDED_STRENGTH} with a word of its own, "
-            "else 1.",
+            f"What was learned counts times this. Empty: {WORDED_STRENGTH} with a word of its own "
+            "and no prior preservation, else 1.",
             "output-strength",
             whole=False,
         )

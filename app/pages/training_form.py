@@ -95,14 +95,17 @@ def build_form(services: Services) -> TrainingForm:
         fields["own_word"] = gr.Checkbox(
             TrainingChoices.own_word,
             label="A word of its own",
-            info="Learns the rare word, too: closer to the photos, while other things stay as they "
-            "are; other words of a prompt count a little less. Not for export to other programs.",
+            info="Learns the rare word, too, from the photos alone: closer to them, while other "
+            "things stay as they are; other words of a prompt count a little less. Not for export "
+            "to other programs.",
             elem_id="train-own-word",
         )
     with gr.Accordion("Advanced settings", open=False, elem_id="train-advanced"):
         fields |= build_advanced(services)
     derived = gr.JSON({"text": "", "before": ""}, visible=False)
     _wire_preset(preset, fields)
+    if "own_word" in fields:
+        _wire_own_word(fields["own_word"], preset, fields["prior_preservation"])
     _wire_derived(derived, fields)
     return TrainingForm(fields, preset, derived)
 
@@ -126,6 +129,18 @@ def _wire_preset(preset: gr.Radio, fields: Mapping[str, Any]) -> None:
         preset,
         [fields["steps"], fields["learning_rate"], fields["prior_preservation"]],
         js=f"key => ({json.dumps(values)})[key]",
+        api_visibility="private",
+    )
+
+
+def _wire_own_word(own_word: gr.Checkbox, preset: gr.Radio, prior: Any) -> None:
+    # Other things stay as they are by the word, and learn nothing twice.
+    usual = {key: p.prior_preservation for key, p in PRESETS.items()}
+    own_word.input(
+        None,
+        [own_word, preset],
+        prior,
+        js=f"(own, key) => !own && (({json.dumps(usual)})[key] ?? true)",
         api_visibility="private",
     )
 

@@ -131,12 +131,13 @@ def test_settings_say_what_was_chosen(base: BaseModel) -> None:
 
 
 def test_a_word_of_its_own_is_the_rare_one_and_is_used_gently(base: BaseModel) -> None:
-    worded = dataclasses.replace(GOOD, own_word=True)
+    worded = dataclasses.replace(GOOD, own_word=True, prior_preservation=False)
     config = worded.config(Limits(), base)
     assert config.train_identifier == "sks"
     assert config.output_strength == WORDED_STRENGTH
-    full = dataclasses.replace(worded, output_strength=1)
-    assert full.config(Limits(), base).output_strength is None
+    for changes in ({"output_strength": 1}, {"prior_preservation": True}):
+        full = dataclasses.replace(worded, **changes)
+        assert full.config(Limits(), base).output_strength is None
 
 
 def test_what_is_left_open_follows(base: BaseModel) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from app.pages import photo_editor
 from app.pages.photo_editor import edited
+from app.presets import WORDED_STRENGTH
 from svfit_diffusion.files.adapter import read_adapter
 from svfit_diffusion.training.trainer import Trainer
 
@@ -179,11 +180,16 @@ def test_a_word_of_its_own_is_learned_and_drawn(
     train_page: Callable[..., Any], photos: list[Path], app_server: AppServer
 ) -> None:
     page = train_page()
-    page.check("#train-own-word input")
+    unfold(page, "#train-advanced")
+    prior = page.locator("#train-prior input")
+    for ticked in (True, False, True):
+        page.locator("#train-own-word input").set_checked(ticked)
+        expect(prior).to_be_checked(checked=not ticked)
     start(page, photos, "worded", steps=2)
     status(page, "“worded” is ready to use.")
     adapter = read_adapter(app_server.services.library.path("worded"))
     assert adapter.words["unet"].identifier == "sks"
+    assert app_server.services.jobs.status().config.output_strength == WORDED_STRENGTH
     page.click("#train-try")
     page.get_by_label("range slider for Strength of worded").wait_for()
     page.click("#generate-go")
