@@ -127,7 +127,7 @@ class Visit:
         page.click("#train-sample-photos")
         page.locator("#train-tiles .gallery-item").nth(4).wait_for()
         page.fill("#train-name textarea", self._subject)
-        page.fill("#train-instance-prompt textarea", "a photo of sks clock")
+        page.fill("#train-instance-prompt textarea", "a photo of sks bus")
         if quick:
             page.get_by_label("Quick").check()
         self._camera.take("train_filled")
@@ -252,7 +252,7 @@ def renew_documentation(pictures: Path) -> None:
 def main() -> None:
     """Visit, print and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--subject", default="my clock", help="Name of the adapter.")
+    parser.add_argument("--subject", default="my bus", help="Name of the adapter.")
     parser.add_argument("--quick", action="store_true", help="The shortest training.")
     parser.add_argument("--pictures", type=Path, default=ROOT / "outputs" / "first_visit")
     parser.add_argument("--docs", action="store_true", help="Renew the documentation's pictures.")

@@ -91,6 +91,11 @@ def _wire_drawing(services: Services, parts: GenerateParts) -> None:
         done = status(f"Done. Seed {settings.seed}.{_room_made(gone)}")
         yield tiles, done, settings.seed, earlier
 
+    def generate_here(*values: Any) -> Iterator[tuple[Any, ...]]:
+        """As `generate`, but a visit begins with the seed in the field, which comes out well."""
+        *chosen, new_seed, count, earlier = values
+        yield from generate(*[*chosen, new_seed and bool(earlier), count, earlier])
+
     starts = [parts.go.click, parts.prompt.submit]
     # Before the drawing, for the browser works them off in this order.
     waiting = said("Waiting for its turn …")
@@ -113,7 +118,7 @@ def _wire_drawing(services: Services, parts: GenerateParts) -> None:
     }
     running = explaining(
         functools.partial(gr.on, starts),
-        generate,
+        generate_here,
         asked,
         given,
         parts.problem,

@@ -17,8 +17,8 @@ from ..settings import SAMPLES
 from .photo_editor import build_editor, edited, tile, wire_editor
 from .problems import explaining, problem_place
 
-_CLOCK = SAMPLES / "flow_subjects" / "blue_clock"
-_SAMPLE_PHOTOS = [str(path) for path in sorted(_CLOCK.glob("*.png"))]
+_BUS = SAMPLES / "flow_subjects" / "school_bus"
+_SAMPLE_PHOTOS = [str(path) for path in sorted(_BUS.glob("*.png"))]
 """For who has none at hand; an installed package brings none either."""
 
 
@@ -90,7 +90,7 @@ def photo_drop(services: Services, key_: gr.BrowserState) -> PhotoDrop:
         elem_id="train-drop",
     )
     offer = gr.Button(
-        "No photos at hand? Take these of a clock",
+        "No photos at hand? Take these of a bus",
         size="sm",
         visible=bool(_SAMPLE_PHOTOS),
         elem_id="train-sample-photos",

@@ -132,6 +132,15 @@ def test_a_strength_dragged_or_typed_by_keys_is_the_one_drawn_with(
     assert mixed.adapters == {"rex": pressed.adapters["rex"], "tom": 1}
 
 
+def test_a_visit_begins_with_the_seed_in_the_field_and_goes_on_with_new_ones(
+    page: Any, fetch: Callable[..., Path]
+) -> None:
+    fill(page, "generate-steps", 2)
+    seeds = [read_settings(fetch(generate(page)), Limits()).seed for _ in range(3)]
+    assert seeds[0] == 1
+    assert len(set(seeds)) == 3
+
+
 def test_the_last_seed_is_used_again(page: Any, fetch: Callable[..., Path]) -> None:
     fill(page, "generate-steps", 2)
     first = fetch(generate(page))
