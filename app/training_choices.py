@@ -47,7 +47,7 @@ class TrainingChoices:
         target: layers; none for the usual.
         own_word: whether to learn a word of the subject's own, too.
         identifier: which, as prompts say it; `""`: if any, the instance prompt's rare word.
-        output_strength: times this, what is learned is drawn and saved; None for the usual.
+        output_strength: times this, what is learned is drawn and saved; 0 for the usual.
         train_text_encoder: None where the base leaves no choice.
         prior_preservation: whether to train on pictures of the class, too.
         class_images: how many of them.
@@ -71,7 +71,7 @@ class TrainingChoices:
     target: Sequence[str] = ()
     own_word: bool = False
     identifier: str = ""
-    output_strength: float | None = None
+    output_strength: float | None = 0
     train_text_encoder: bool | None = None
     prior_preservation: bool = _START.prior_preservation
     class_images: float | None = 48
@@ -121,10 +121,9 @@ class TrainingChoices:
         word = self.identifier.strip() or (rare_word_of(prompt) if self.own_word else "")
         if word or self.own_word:
             _check_identifier(word, prompt, class_prompt, drawing.family)
-        strength = self.output_strength
-        if strength is None:
-            strength = WORDED_STRENGTH if word and not self.prior_preservation else 1
-        strength = _number("Output strength", "output-strength", strength, 0.05, 2)
+        usual_strength = WORDED_STRENGTH if word and not self.prior_preservation else 1
+        strength = _number("Output strength", "output-strength", self.output_strength, 0, 2)
+        strength = strength or usual_strength
         images = _whole("Pictures", "class-images", self.class_images, 1, MAX_CLASS_IMAGES)
         side = _whole("Resolution", "resolution", self.resolution, 0, limits.max_side)
         if drawing.family:

@@ -83,7 +83,7 @@ def _build_learning() -> dict[str, Component]:
         output_strength = _number(
             "Output strength",
             TrainingChoices.output_strength,
-            f"What was learned counts times this. Empty: {WORDED_STRENGTH} with a word of its own "
+            f"What was learned counts times this. 0: {WORDED_STRENGTH} with a word of its own "
             "and no prior preservation, else 1.",
             "output-strength",
             whole=False,

@@ -67,7 +67,7 @@ def test_the_class_prompt_is_the_instance_prompt_without_the_rare_word(
             "identifier",
             "Which word of the instance prompt",
         ),
-        ({"output_strength": 0}, "output-strength", "0.05 to 2"),
+        ({"output_strength": 3}, "output-strength", "0 to 2"),
         ({"class_images": 0}, "class-images", "1 to 200"),
         ({"resolution": 4096}, "resolution", "0 to 1024"),
         ({"resolution": 17}, "resolution", "does not fit this base model"),
