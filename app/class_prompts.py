@@ -19,8 +19,14 @@ def class_prompt_of(instance_prompt: str) -> str:
     return " ".join([*frame, *_article(named), *named])
 
 
-def rare_word_of(instance_prompt: str) -> str:
-    """`sks` of `a photo of sks dog`; `""` where there is none, or no class after it."""
+def rare_word_of(instance_prompt: str, class_prompt: str) -> str:
+    """`sks` of `a photo of sks dog`: the only word that the class prompt does not say, or, where it
+    is put otherwise, the one that `class_prompt_of` leaves out. `""` where there is none.
+    """
+    said = {*class_prompt.lower().split(), *_ARTICLES}
+    alone = [word for word in instance_prompt.rstrip(" .").split() if word.lower() not in said]
+    if class_prompt and len(alone) == 1:
+        return alone[0]
     return _parts(instance_prompt)[1][0] if class_prompt_of(instance_prompt) else ""
 
 

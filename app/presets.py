@@ -32,19 +32,16 @@ PRESETS = {
 }
 DEFAULT_PRESET = "balanced"
 
-WORDED_STRENGTH = 0.7
-"""Of an adapter with a word of its own that is trained hard, on the photos alone: used gently, it
-draws best.
-"""
-
 _SMALL = 100_000_000
+
+
+def is_small(family: Family | None) -> bool:
+    """Whether a base's denoiser has fewer than a hundred million weights."""
+    return family is not None and sum(p.numel() for p in family.model.parameters()) < _SMALL
 
 
 def usual_target(family: Family | None) -> list[str]:
     """The layers to train of a base's denoiser: all of a small one, which learns more by them;
     attention of a large one, where bases of all layers take hours and gigabytes.
     """
-    if family is None:
-        return ["attention"]
-    values = sum(parameter.numel() for parameter in family.model.parameters())
-    return ["all"] if values < _SMALL else ["attention"]
+    return ["all"] if is_small(family) else ["attention"]

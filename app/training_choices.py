@@ -7,17 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from svfit_diffusion.adapters.readers import readers_of
-from svfit_diffusion.families import Family
 from svfit_diffusion.spectrum.rank import parse_rank
 from svfit_diffusion.training import TrainingConfig
 from svfit_diffusion.training.checks import training_resolution
 
 from .base_model import BaseModel
-from .class_prompts import class_prompt_of, rare_word_of
+from .class_prompts import class_prompt_of
 from .errors import SettingError, at_field
 from .library import AdapterLibrary
-from .presets import DEFAULT_PRESET, PRESETS, WORDED_STRENGTH, usual_target
+from .own_words import WORDED_STRENGTH, word_to_learn
+from .presets import DEFAULT_PRESET, PRESETS, usual_target
 from .settings import Limits
 from .training_machine import AUTO, TrainingMachine
 
@@ -118,9 +117,7 @@ class TrainingChoices:
         rank = self.rank.strip() or None
         with at_field("rank"):
             parse_rank(rank or "1.0")
-        word = self.identifier.strip() or (rare_word_of(prompt) if self.own_word else "")
-        if word or self.own_word:
-            _check_identifier(word, prompt, class_prompt, drawing.family)
+        word = word_to_learn(self.identifier, self.own_word, prompt, class_prompt, drawing.family)
         usual_strength = WORDED_STRENGTH if word and not self.prior_preservation else 1
         strength = _number("Output strength", "output-strength", self.output_strength, 0, 2)
         strength = strength or usual_strength
@@ -163,30 +160,6 @@ class TrainingChoices:
                 guidance_scale=guidance,
                 num_inference_steps=sampling,
             )
-
-
-def _check_identifier(word: str, prompt: str, class_prompt: str, family: Family | None) -> None:
-    """Raise `SettingError` if there is no word to learn, the instance prompt does not say it, the
-    class prompt does, or the base has no place for one.
-    """
-    if not word:
-        raise SettingError(
-            "Which word of the instance prompt is your subject's own is not clear: give it here.",
-            "identifier",
-        )
-    if family:
-        with at_field("identifier"):
-            readers_of(family.model)
-    if word not in prompt:
-        raise SettingError(
-            f"The instance prompt does not say “{word}”: give the rare word that stands in it.",
-            "identifier",
-        )
-    if word in class_prompt:
-        raise SettingError(
-            f"The class prompt says “{word}” too: give the rare word of your subject alone.",
-            "identifier",
-        )
 
 
 def choices_of(name: str, config: TrainingConfig) -> TrainingChoices:

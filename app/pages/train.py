@@ -14,6 +14,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from ..own_words import check_captions
 from ..presets import PRESETS
 from ..services import Services
 from ..training_choices import TrainingChoices, choices_of
@@ -123,7 +124,9 @@ def _wire_start(
         choices = form.choices(values)
         jobs.check_photos(len(photos))
         choices.check_name()
-        run = jobs.start(choices.name, photos, choices.config(limits, base))
+        config = choices.config(limits, base)
+        check_captions(config.train_identifier, [photo.caption for photo in photos])
+        run = jobs.start(choices.name, photos, config)
         place = next((i for i, row in enumerate(jobs.waiting(), 1) if row.run == run), 0)
         if not place:
             return status("Training …")

@@ -7,7 +7,8 @@ from gradio.components import Component
 
 from svfit_diffusion.training.checks import trained_text_encoders
 
-from ..presets import DEFAULT_PRESET, PRESETS, WORDED_STRENGTH
+from ..own_words import WORDED_STRENGTH, usually_has_word
+from ..presets import DEFAULT_PRESET, PRESETS
 from ..services import Services
 from ..training_choices import MAX_WATCHED, TrainingChoices
 from ..training_machine import AUTO, PRECISION_NAMES, SWITCH, TrainingMachine
@@ -105,7 +106,8 @@ def _build_class(services: Services) -> dict[str, Component]:
         fields["train_text_encoder"] = text_encoder
     with gr.Row():
         fields["prior_preservation"] = gr.Checkbox(
-            PRESETS[DEFAULT_PRESET].prior_preservation,
+            PRESETS[DEFAULT_PRESET].prior_preservation
+            and not usually_has_word(services.base.drawing.family),
             label="Prior preservation",
             info="Trains on pictures of the class, too, so that other dogs stay other dogs.",
             elem_id="train-prior",

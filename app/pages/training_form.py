@@ -11,10 +11,8 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from svfit_diffusion.adapters.readers import readers_of
-from svfit_diffusion.errors import ConfigError
-
 from ..class_prompts import class_prompt_of
+from ..own_words import has_place_for_word, usually_has_word
 from ..presets import DEFAULT_PRESET, PRESETS
 from ..services import Services
 from ..training_choices import TrainingChoices
@@ -91,9 +89,10 @@ def build_form(services: Services) -> TrainingForm:
         "the photos, and less free in other scenes.",
         elem_id="train-preset",
     )
-    if _has_place_for_words(services):
+    family = services.base.drawing.family
+    if has_place_for_word(family):
         fields["own_word"] = gr.Checkbox(
-            TrainingChoices.own_word,
+            usually_has_word(family),
             label="A word of its own",
             info="Learns the rare word, too, from the photos alone: closer to them, while other "
             "things stay as they are; other words of a prompt count a little less. Not for export "
@@ -103,46 +102,35 @@ def build_form(services: Services) -> TrainingForm:
     with gr.Accordion("Advanced settings", open=False, elem_id="train-advanced"):
         fields |= build_advanced(services)
     derived = gr.JSON({"text": "", "before": ""}, visible=False)
-    _wire_preset(preset, fields)
-    if "own_word" in fields:
-        _wire_own_word(fields["own_word"], preset, fields["prior_preservation"])
+    _wire_choices(preset, fields)
     _wire_derived(derived, fields)
     return TrainingForm(fields, preset, derived)
 
 
-def _has_place_for_words(services: Services) -> bool:
-    family = services.base.drawing.family
-    if family is None:
-        return False
-    try:
-        readers_of(family.model)
-    except ConfigError:
-        return False
-    return True
-
-
-def _wire_preset(preset: gr.Radio, fields: Mapping[str, Any]) -> None:
+def _wire_choices(preset: gr.Radio, fields: Mapping[str, Any]) -> None:
     # In the browser alone, so that a click on Train right after finds the new values.
     values = {key: [p.steps, p.learning_rate, p.prior_preservation] for key, p in PRESETS.items()}
+    own_word, prior = fields.get("own_word"), fields["prior_preservation"]
     preset.input(
         None,
-        preset,
-        [fields["steps"], fields["learning_rate"], fields["prior_preservation"]],
-        js=f"key => ({json.dumps(values)})[key]",
+        [preset] if own_word is None else [preset, own_word],
+        [fields["steps"], fields["learning_rate"], prior],
+        js=f"""(key, own) => {{
+          const [steps, rate, prior] = ({json.dumps(values)})[key];
+          return [steps, rate, prior && !own];
+        }}""",
         api_visibility="private",
     )
-
-
-def _wire_own_word(own_word: gr.Checkbox, preset: gr.Radio, prior: Any) -> None:
-    # Other things stay as they are by the word, and learn nothing twice.
-    usual = {key: p.prior_preservation for key, p in PRESETS.items()}
-    own_word.input(
-        None,
-        [own_word, preset],
-        prior,
-        js=f"(own, key) => !own && (({json.dumps(usual)})[key] ?? true)",
-        api_visibility="private",
-    )
+    if own_word is not None:
+        # By a word other things stay as they are; prior preservation would only hold it back.
+        usual = {key: p.prior_preservation for key, p in PRESETS.items()}
+        own_word.input(
+            None,
+            [preset, own_word],
+            prior,
+            js=f"(key, own) => !own && (({json.dumps(usual)})[key] ?? true)",
+            api_visibility="private",
+        )
 
 
 def _wire_derived(derived: gr.JSON, fields: Mapping[str, Any]) -> None:

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from app.base_model import BaseModel
-from app.class_prompts import class_prompt_of
+from app.class_prompts import class_prompt_of, rare_word_of
 from app.errors import SettingError
-from app.presets import WORDED_STRENGTH, usual_target
+from app.own_words import WORDED_STRENGTH, check_captions
+from app.presets import usual_target
 from app.settings import Limits
 from app.training_choices import TrainingChoices, choices_of
 from app.training_machine import TrainingMachine
@@ -66,6 +67,11 @@ def test_the_class_prompt_is_the_instance_prompt_without_the_rare_word(
             {"own_word": True, "instance_prompt": "a photo of sks", "class_prompt": "a dog"},
             "identifier",
             "Which word of the instance prompt",
+        ),
+        (
+            {"own_word": True, "instance_prompt": "sks", "prior_preservation": False},
+            "class-prompt",
+            "so that its rare word is known",
         ),
         ({"output_strength": 3}, "output-strength", "0 to 2"),
         ({"class_images": 0}, "class-images", "1 to 200"),
@@ -138,6 +144,38 @@ def test_a_word_of_its_own_is_the_rare_one_and_is_used_gently(base: BaseModel) -
     for changes in ({"output_strength": 1}, {"prior_preservation": True}):
         full = dataclasses.replace(worded, **changes)
         assert full.config(Limits(), base).output_strength is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "class_prompt", "word"),
+    [
+        ("a photo of sks dog.", "a photo of a dog", "sks"),
+        ("sks", "a photo of a dog", "sks"),
+        ("an sks apple", "an apple", "sks"),
+        ("a photo of sks dog", "a dog", "sks"),
+        ("a photo of my dog", "a photo of a dog", ""),
+        ("a photo of sks", "", ""),
+        ("dog", "", ""),
+    ],
+)
+def test_the_rare_word_is_the_one_that_the_class_prompt_lacks(
+    prompt: str, class_prompt: str, word: str
+) -> None:
+    assert rare_word_of(prompt, class_prompt) == word
+
+
+def test_some_photo_is_learned_by_a_prompt_that_says_the_word() -> None:
+    for word, captions in (
+        ("sks", ["a dog", ""]),
+        ("sks", ["a dog", "sks dog"]),
+        (None, ["a dog"]),
+    ):
+        check_captions(word, captions)
+    with pytest.raises(
+        SettingError, match=r"No photo's caption says “sks”.*“sks a dog”"
+    ) as refusal:
+        check_captions("sks", ["a dog", "asleep"])
+    assert refusal.value.field == "drop"
 
 
 def test_what_is_left_open_follows(base: BaseModel) -> None:

@@ -11,9 +11,9 @@ import pytest
 from app_server import LONG, AppServer, arrive, choose, chosen, expect, open_tab, unfold
 from PIL import Image
 
+from app.own_words import WORDED_STRENGTH
 from app.pages import photo_editor
 from app.pages.photo_editor import edited
-from app.presets import WORDED_STRENGTH
 from svfit_diffusion.files.adapter import read_adapter
 from svfit_diffusion.training.trainer import Trainer
 
@@ -96,9 +96,7 @@ def status(page: Any, text: str) -> None:
     page.locator("#train-status", has_text=text).wait_for(timeout=LONG)
 
 
-@pytest.mark.parametrize(
-    ("preset", "steps", "prior"), [("Balanced", 400, True), ("Quick", 120, False)]
-)
+@pytest.mark.parametrize(("preset", "steps"), [("Balanced", 400), ("Quick", 120)])
 def test_photos_name_and_prompts_are_enough_to_train(
     train_page: Callable[..., Any],
     photos: list[Path],
@@ -106,7 +104,6 @@ def test_photos_name_and_prompts_are_enough_to_train(
     held: threading.Event,
     preset: str,
     steps: int,
-    prior: bool,
 ) -> None:
     page = train_page()
     drop(page, photos)
@@ -120,7 +117,8 @@ def test_photos_name_and_prompts_are_enough_to_train(
     held.set()
     status(page, f"“{preset}” is ready to use.")
     config = app_server.services.jobs.status().config
-    assert config.with_prior_preservation is prior
+    assert config.train_identifier == "sks"  # as the base is small
+    assert not config.with_prior_preservation
     assert config.validation_prompt == ["a photo of sks dog"]
     assert config.class_prompt == "a photo of a dog"
 
@@ -181,15 +179,22 @@ def test_a_word_of_its_own_is_learned_and_drawn(
 ) -> None:
     page = train_page()
     unfold(page, "#train-advanced")
-    prior = page.locator("#train-prior input")
-    for ticked in (True, False, True):
-        page.locator("#train-own-word input").set_checked(ticked)
+    own_word, prior = page.locator("#train-own-word input"), page.locator("#train-prior input")
+    expect(own_word).to_be_checked()  # as the base is small
+    expect(prior).not_to_be_checked()
+    for ticked in (False, True):
+        own_word.set_checked(ticked)
         expect(prior).to_be_checked(checked=not ticked)
+    # Whichever is chosen last, a word goes without prior preservation.
+    page.get_by_label("Thorough (1000 steps)").check()
+    expect(page.get_by_label("Steps", exact=True).first).to_have_value("1000")
+    expect(prior).not_to_be_checked()
     start(page, photos, "worded", steps=2)
     status(page, "“worded” is ready to use.")
     adapter = read_adapter(app_server.services.library.path("worded"))
     assert adapter.words["unet"].identifier == "sks"
-    assert app_server.services.jobs.status().config.output_strength == WORDED_STRENGTH
+    config = app_server.services.jobs.status().config
+    assert config.output_strength == WORDED_STRENGTH and not config.with_prior_preservation
     page.click("#train-try")
     page.get_by_label("range slider for Strength of worded").wait_for()
     page.click("#generate-go")
