@@ -2,6 +2,7 @@
 
     python -m benchmarks.quality [--quick] [--methods …] [--subjects …] [--seeds 0 1]
         [--base FOLDER_OR_ID] [--subjects_dir FOLDER] [--extractors toybox|hub] [--processes N]
+        [--compared_with METHOD]
 
 Every method learns every subject with every seed, from the same examples with the same noise, and
 is judged at four strengths: a line of drift against fidelity. Lines are compared at the drift that
@@ -87,7 +88,8 @@ def main() -> None:
     store = CellStore(setup)
     Bench(setup).prepare([*options.subjects, *options.tuning_subjects])
     # What the others are compared with is always there.
-    methods = [m for m in (*METHODS, *IDEAS) if m.name in {BASE, REFERENCE, *options.methods}]
+    wanted = {BASE, REFERENCE, options.compared_with, *options.methods}
+    methods = [m for m in (*METHODS, *IDEAS) if m.name in wanted]
     tuning, seeds = options.tuning_subjects, options.seeds
 
     sweep = _sweep(methods, tuning, seeds[0])
@@ -102,7 +104,7 @@ def main() -> None:
     run_all(store, reported, options.processes)
     runs = Runs(store, options.subjects, seeds)
     rows = [
-        summary_row(runs, method, rates[method.name], rates[REFERENCE])
+        summary_row(runs, method, rates, options.compared_with)
         | {"peak_memory_bytes": measure_peak_memory(setup, method.name)}
         for method in methods
     ]
@@ -116,6 +118,7 @@ def main() -> None:
         tuning_subjects=tuning,
         seeds=seeds,
         reference=REFERENCE,
+        compared_with=options.compared_with,
         sweep=[_swept(cell) | store.read(cell) for cell in sweep],
         seconds_of_this_run=round(time.perf_counter() - started),
         seconds_of_all_cells=round(store.seconds()),
@@ -135,6 +138,9 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS))
     parser.add_argument("--tuning_subjects", nargs="+", default=list(TUNING_SUBJECTS))
     parser.add_argument("--methods", nargs="+", choices=known, default=names)
+    parser.add_argument(
+        "--compared_with", choices=known, default=REFERENCE, help="in differences at equal drift"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--prior_loss_weight", type=float, default=Recipe.prior_loss_weight)

@@ -94,15 +94,18 @@ def choose_rates(runs: Runs, methods: Sequence[Method]) -> dict[str, float]:
     return rates
 
 
-def summary_row(runs: Runs, method: Method, rate: float, reference_rate: float) -> Row:
+def summary_row(
+    runs: Runs, method: Method, rates: Mapping[str, float], compared_with: str = REFERENCE
+) -> Row:
     """What is told of a method; figures are means over the subjects' means over seeds.
 
     Args:
         runs: of the subjects to report.
         method: the method.
-        rate: its learning rate.
-        reference_rate: that of the reference.
+        rates: of it, of the reference and of the one it is compared with.
+        compared_with: whose front its own is compared with at `DRIFTS`.
     """
+    rate = rates[method.name]
     rows = runs.rows(method.name, rate)
     every = [row for of_subject in rows for row in of_subject]
     figures = {
@@ -110,26 +113,30 @@ def summary_row(runs: Runs, method: Method, rate: float, reference_rate: float) 
         for name in _FIGURES
         if every[0][name] is not None
     }
-    rates = method.learning_rates
+    swept = method.learning_rates
     return {
         "method": method.name,
         **figures,
-        **({} if method.name == BASE else _against(runs, method.name, rate, reference_rate)),
+        **({} if method.name == BASE else _against(runs, method.name, rates, compared_with)),
         "parameters": every[0]["parameters"],
         "adapter_bytes": round(mean(row["adapter_bytes"] for row in every)),
         # The median, since a run may have been suspended meanwhile.
         "train_seconds": median(row["train_seconds"] for row in every),
         "learning_rate": rate,
-        "learning_rate_at_edge": len(rates) > 1 and rate in (rates[0], rates[-1]),
+        "learning_rate_at_edge": len(swept) > 1 and rate in (swept[0], swept[-1]),
         "family": method.family,
         "subjects": len(runs.subjects),
         "seeds": len(runs.seeds),
     }
 
 
-def _against(runs: Runs, method: str, rate: float, reference_rate: float) -> Row:
-    """A method's front beside the reference's at full strength, cell by cell."""
-    own, reference = runs.fronts(method, rate), runs.fronts(REFERENCE, reference_rate)
+def _against(runs: Runs, method: str, rates: Mapping[str, float], compared_with: str) -> Row:
+    """A method's front beside the reference's at full strength, and beside another's at `DRIFTS`,
+    cell by cell.
+    """
+    own, reference, other = (
+        runs.fronts(name, rates[name]) for name in (method, REFERENCE, compared_with)
+    )
     told: dict[str, Callable[[Front, Front], float]] = {
         "subject_at_reference_drift": lambda f, r: f.at_drift(r.drift[-1])[0],
         "prompt_at_reference_drift": lambda f, r: f.at_drift(r.drift[-1])[1],
@@ -152,10 +159,8 @@ def _against(runs: Runs, method: str, rate: float, reference_rate: float) -> Row
     wanted = _over(own, reference, lambda f, r: r.subject_fidelity[-1] - r.subject_fidelity[0])
     at_drifts = {
         str(drift): {
-            "subject_difference": asdict(
-                _paired(own, reference, partial(_difference_at, drift=drift))
-            ),
-            "share_that_reaches": _over(own, reference, partial(_both_reach, drift=drift)),
+            "subject_difference": asdict(_paired(own, other, partial(_difference_at, drift=drift))),
+            "share_that_reaches": _over(own, other, partial(_both_reach, drift=drift)),
         }
         for drift in DRIFTS
     }

@@ -105,7 +105,8 @@ def test_differences_are_of_pairs(store: CellStore) -> None:
     fill(store, BASE, 0.0, 0.0, 0.0)
     fill(store, REFERENCE, 1e-3, 0.5, 0.2)
     fill(store, "SVFit", 0.1, 0.6, 0.4)
-    row = summary_row(Runs(store, SUBJECTS, SEEDS), find_method("SVFit"), 0.1, 1e-3)
+    runs, rates = Runs(store, SUBJECTS, SEEDS), {BASE: 0.0, REFERENCE: 1e-3, "SVFit": 0.1}
+    row = summary_row(runs, find_method("SVFit"), rates)
     assert row["subject_difference"]["mean"] == pytest.approx(0.02)
     assert row["subject_difference"]["stderr"] == pytest.approx(0, abs=1e-9)
     assert row["subject_fidelity"]["stderr"] > 0.001
@@ -120,11 +121,14 @@ def test_differences_are_of_pairs(store: CellStore) -> None:
     assert [point["mean"] for point in row["front"]["drift"]] == pytest.approx(
         [0.4 * strength for strength in (0, *STRENGTHS)]
     )
-    same = summary_row(Runs(store, SUBJECTS, SEEDS), find_method(REFERENCE), 1e-3, 1e-3)
+    same = summary_row(runs, find_method(REFERENCE), rates)
     assert same["subject_difference"]["mean"] == pytest.approx(0)
     assert same["drift_ratio"]["mean"] == pytest.approx(1)
-    base = summary_row(Runs(store, SUBJECTS, SEEDS), find_method(BASE), 0.0, 1e-3)
-    assert "front" not in base
+    assert "front" not in summary_row(runs, find_method(BASE), rates)
+    # The other way round.
+    turned = summary_row(runs, find_method(REFERENCE), rates, compared_with="SVFit")["at_drift"]
+    found = [turned[str(drift)]["subject_difference"]["mean"] for drift in DRIFTS]
+    assert found == pytest.approx([-0.01, -0.02, -0.08])
 
 
 def test_the_base_and_the_reference_are_methods() -> None:
