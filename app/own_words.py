@@ -43,8 +43,8 @@ def word_to_learn(
     """The word of its own that a subject gets, `""` for none.
 
     Args:
-        identifier: the one asked for; `""`: the instance prompt's rare word.
-        own_word: whether one is wanted where none is asked for.
+        identifier: which; `""`: the instance prompt's rare word.
+        own_word: whether one is wanted.
         prompt: the instance prompt, which has to say the word.
         class_prompt: must not say it.
         family: of the base, which has to have a place for words.
@@ -53,7 +53,13 @@ def word_to_learn(
         SettingError: the word wanted is not there, or cannot be learned.
     """
     word = identifier.strip()
-    if not word and not own_word:
+    if not own_word:
+        if word:
+            raise SettingError(
+                f"“{word}” is given, and “A word of its own” is off: switch it on, or empty this "
+                "field.",
+                "identifier",
+            )
         return ""
     word = word or rare_word_of(prompt, class_prompt)
     if not word and not class_prompt:

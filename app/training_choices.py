@@ -12,7 +12,7 @@ from svfit_diffusion.training import TrainingConfig
 from svfit_diffusion.training.checks import training_resolution
 
 from .base_model import BaseModel
-from .class_prompts import class_prompt_of
+from .class_prompts import class_prompt_of, rare_word_of
 from .errors import SettingError, at_field
 from .library import AdapterLibrary
 from .own_words import WORDED_STRENGTH, word_to_learn
@@ -45,7 +45,7 @@ class TrainingChoices:
         rank: singular values per layer, a number or a share of the energy; `""`: the usual.
         target: layers; none for the usual.
         own_word: whether to learn a word of the subject's own, too.
-        identifier: which, as prompts say it; `""`: if any, the instance prompt's rare word.
+        identifier: which, as prompts say it; `""`: the instance prompt's rare word.
         output_strength: times this, what is learned is drawn and saved; 0 for the usual.
         train_text_encoder: None where the base leaves no choice.
         prior_preservation: whether to train on pictures of the class, too.
@@ -97,21 +97,7 @@ class TrainingChoices:
         """
         drawing, usual = base.drawing, base.drawing.sampling
         machine = TrainingMachine(base.device, drawing.family)
-        prompt = _prompt("instance-prompt", self.instance_prompt, limits)
-        if not prompt:
-            raise SettingError(
-                "The instance prompt is missing: name your subject by a rare word and its class, "
-                "such as “a photo of sks dog”.",
-                "instance-prompt",
-            )
-        class_prompt = _prompt("class-prompt", self.class_prompt, limits)
-        class_prompt = class_prompt or class_prompt_of(prompt)
-        if self.prior_preservation and not class_prompt:
-            raise SettingError(
-                "The class prompt is missing: say what kind of thing your subject is, such as “a "
-                "photo of a dog”, or switch prior preservation off under Advanced settings.",
-                "class-prompt",
-            )
+        prompt, class_prompt = self._prompts(limits)
         steps = _whole("Steps", "steps", self.steps, 1, limits.max_training_steps)
         rate = _number("Learning rate", "learning-rate", self.learning_rate, 1e-6, 10)
         rank = self.rank.strip() or None
@@ -161,9 +147,30 @@ class TrainingChoices:
                 num_inference_steps=sampling,
             )
 
+    def _prompts(self, limits: Limits) -> tuple[str, str]:
+        """The instance prompt and the class prompt, which may be empty where none is needed."""
+        prompt = _prompt("instance-prompt", self.instance_prompt, limits)
+        if not prompt:
+            raise SettingError(
+                "The instance prompt is missing: name your subject by a rare word and its class, "
+                "such as “a photo of sks dog”.",
+                "instance-prompt",
+            )
+        class_prompt = _prompt("class-prompt", self.class_prompt, limits)
+        class_prompt = class_prompt or class_prompt_of(prompt)
+        if self.prior_preservation and not class_prompt:
+            raise SettingError(
+                "The class prompt is missing: say what kind of thing your subject is, such as “a "
+                "photo of a dog”, or switch prior preservation off under Advanced settings.",
+                "class-prompt",
+            )
+        return prompt, class_prompt
+
 
 def choices_of(name: str, config: TrainingConfig) -> TrainingChoices:
     """What was chosen for a training, from its settings."""
+    word = config.train_identifier or ""
+    follows = word == rare_word_of(config.instance_prompt, config.class_prompt or "")
     return TrainingChoices(
         name=name,
         instance_prompt=config.instance_prompt,
@@ -173,7 +180,7 @@ def choices_of(name: str, config: TrainingConfig) -> TrainingChoices:
         rank=config.rank or "",
         target=tuple(config.target),
         own_word=config.train_identifier is not None,
-        identifier=config.train_identifier or "",
+        identifier="" if follows else word,  # and goes on following another prompt
         output_strength=config.output_strength or 1.0,
         train_text_encoder=config.train_text_encoder,
         prior_preservation=config.with_prior_preservation,

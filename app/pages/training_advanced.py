@@ -76,8 +76,8 @@ def _build_learning() -> dict[str, Component]:
         identifier = gr.Textbox(
             TrainingChoices.identifier,
             label="Its word",
-            info="The word to be learned too, such as sks. Empty: the first after “a photo of”, if "
-            "the adapter is to have a word of its own.",
+            info="The word to be learned too, such as sks. Empty: the one that the class prompt "
+            "does not say.",
             max_length=64,
             elem_id="train-identifier",
         )

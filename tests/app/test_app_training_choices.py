@@ -61,8 +61,9 @@ def test_the_class_prompt_is_the_instance_prompt_without_the_rare_word(
         ({"learning_rate": float("nan")}, "learning-rate", "not nan"),
         ({"learning_rate": "fast"}, "learning-rate", "not fast"),
         ({"rank": "many"}, "rank", "rank must be an integer"),
-        ({"identifier": "dog"}, "identifier", "class prompt says “dog” too"),
-        ({"identifier": "zwx"}, "identifier", "does not say “zwx”"),
+        ({"own_word": True, "identifier": "dog"}, "identifier", "class prompt says “dog” too"),
+        ({"own_word": True, "identifier": "zwx"}, "identifier", "does not say “zwx”"),
+        ({"identifier": "sks"}, "identifier", "“A word of its own” is off"),
         (
             {"own_word": True, "instance_prompt": "a photo of sks", "class_prompt": "a dog"},
             "identifier",
@@ -115,12 +116,12 @@ def test_the_first_field_of_the_page_is_told_of_first(base: BaseModel) -> None:
 def test_settings_say_what_was_chosen(base: BaseModel) -> None:
     chosen = dataclasses.replace(
         GOOD,
-        class_prompt="a photo of a wolf",
+        class_prompt="a wolf",
         steps=30,
         rank="0.5",
         target=("to_q", "to_k"),
         own_word=True,
-        identifier="sks",
+        identifier="photo",
         output_strength=0.5,
         resolution=32,
         seed=7,
@@ -134,6 +135,13 @@ def test_settings_say_what_was_chosen(base: BaseModel) -> None:
     config = chosen.config(Limits(), base)
     assert config.validation_prompt == ["sks dog", "sks dog asleep"]
     assert choices_of("rex", config) == chosen
+
+
+def test_a_word_that_follows_from_the_prompt_goes_on_following(base: BaseModel) -> None:
+    again = choices_of("rex", dataclasses.replace(GOOD, own_word=True).config(Limits(), base))
+    assert again.own_word and again.identifier == ""
+    other = dataclasses.replace(again, instance_prompt="a photo of zwx cat", class_prompt="")
+    assert other.config(Limits(), base).train_identifier == "zwx"
 
 
 def test_a_word_of_its_own_is_the_rare_one_and_is_used_gently(base: BaseModel) -> None:
