@@ -23,11 +23,12 @@ def rare_word_of(instance_prompt: str, class_prompt: str) -> str:
     """`sks` of `a photo of sks dog`: the only word that the class prompt does not say, or, where it
     is put otherwise, the one that `class_prompt_of` leaves out. `""` where there is none.
     """
+    frame, rest = _parts(instance_prompt)
     said = {*class_prompt.lower().split(), *_ARTICLES}
-    alone = [word for word in instance_prompt.rstrip(" .").split() if word.lower() not in said]
+    alone = [word for word in (*frame, *rest) if word.lower() not in said]
     if class_prompt and len(alone) == 1:
         return alone[0]
-    return _parts(instance_prompt)[1][0] if class_prompt_of(instance_prompt) else ""
+    return rest[0] if class_prompt_of(instance_prompt) else ""
 
 
 def _parts(instance_prompt: str) -> tuple[list[str], list[str]]:

@@ -109,26 +109,27 @@ def build_form(services: Services) -> TrainingForm:
 
 def _wire_choices(preset: gr.Radio, fields: Mapping[str, Any]) -> None:
     # In the browser alone, so that a click on Train right after finds the new values.
-    values = {key: [p.steps, p.learning_rate, p.prior_preservation] for key, p in PRESETS.items()}
+    values = json.dumps(
+        {key: [p.steps, p.learning_rate, p.prior_preservation] for key, p in PRESETS.items()}
+    )
     own_word, prior = fields.get("own_word"), fields["prior_preservation"]
     preset.input(
         None,
         [preset] if own_word is None else [preset, own_word],
         [fields["steps"], fields["learning_rate"], prior],
         js=f"""(key, own) => {{
-          const [steps, rate, prior] = ({json.dumps(values)})[key];
+          const [steps, rate, prior] = ({values})[key];
           return [steps, rate, prior && !own];
         }}""",
         api_visibility="private",
     )
     if own_word is not None:
         # By a word other things stay as they are; prior preservation would only hold it back.
-        usual = {key: p.prior_preservation for key, p in PRESETS.items()}
         own_word.input(
             None,
             [preset, own_word],
             prior,
-            js=f"(key, own) => !own && (({json.dumps(usual)})[key] ?? true)",
+            js=f"(key, own) => !own && (({values})[key]?.[2] ?? true)",
             api_visibility="private",
         )
 
